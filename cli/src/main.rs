@@ -1,0 +1,2 @@
+//! The `jrs` command.
+fn main() {}

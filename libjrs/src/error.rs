@@ -1,0 +1,57 @@
+//! One error type for the core. Every message names the file (where there is one), the value and the fix.
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong in the core.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be opened, read, created or written.
+    #[error("{}: {source}. {fix}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+        /// What the user can do.
+        fix: String,
+    },
+    /// A file was read but its content cannot be used.
+    #[error("{}: {problem}. {fix}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the value.
+        problem: String,
+        /// What the user can do.
+        fix: String,
+    },
+    /// Inputs that came from no file, or from several, do not fit.
+    #[error("{problem}. {fix}")]
+    Input {
+        /// What is wrong, with the value.
+        problem: String,
+        /// What the user can do.
+        fix: String,
+    },
+}
+
+/// Result with the core's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An operating-system error on `path`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error, fix: impl Into<String>) -> Self {
+        Self::Io { path: path.as_ref().to_owned(), source, fix: fix.into() }
+    }
+
+    /// Unusable content in `path`. `problem` and `fix` are clauses without a final full stop.
+    pub fn file(path: impl AsRef<Path>, problem: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::File { path: path.as_ref().to_owned(), problem: problem.into(), fix: fix.into() }
+    }
+
+    /// Inputs that do not fit. `problem` and `fix` are clauses without a final full stop.
+    pub fn input(problem: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::Input { problem: problem.into(), fix: fix.into() }
+    }
+}

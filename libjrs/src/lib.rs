@@ -1,0 +1,27 @@
+//! The core of JRS-GAN: everything that is needed to *use* a trained network and to judge its result.
+//!
+//! Conventions (see `ARCHITECTURE.md`): physical space is LPS millimetres; volumes are stored x fastest;
+//! a displacement field lives on the **fixed** grid and points from a fixed point to the place in the
+//! moving image to read (pull-back): `warped(x) = moving(x + u(x))`.
+#![forbid(unsafe_code)]
+
+pub mod align;
+pub mod engine;
+pub mod error;
+pub mod field;
+pub mod field_io;
+pub mod geometry;
+pub mod landmarks;
+pub mod metrics;
+pub mod model;
+pub mod network;
+pub mod nifti;
+pub mod preprocess;
+pub mod qa;
+pub mod register;
+pub mod resample;
+pub mod volume;
+
+pub use error::{Error, Result};
+pub use geometry::{Affine, Grid};
+pub use volume::{DisplacementField, Volume};
