@@ -1,1 +1,26 @@
-//! To be filled.
+//! The arithmetic of the registration network on plain `f32` slices, for CPUs.
+//!
+//! Tensors are contiguous and in the order `[batch, channel, z, y, x]`. Every function uses the current
+//! rayon pool and gives **the same bits for any number of threads**: the work is cut into tasks whose size
+//! depends on the shapes only, and sums that cross tasks are added in a fixed order.
+//!
+//! | module | forward | gradients |
+//! |---|---|---|
+//! | [`conv3d`] | convolution, optionally with LeakyReLU and a folded BatchNorm | input, weight, bias |
+//! | [`leaky_norm`] | LeakyReLU then BatchNorm of a training batch | input, scale, shift |
+//! | [`upsample_concat`] | nearest x2 upsampling beside the centre crop of a skip connection | both inputs |
+//! | [`warp`] | trilinear warp with replicated border | displacement |
+//!
+//! All slices are checked against the shapes on entry; a wrong length is a bug of the caller and panics.
+//! This crate and the C ABI are the only places of the project with `unsafe`.
+
+pub mod conv3d;
+pub mod leaky_norm;
+pub mod pool;
+mod shared;
+mod simd;
+pub mod upsample_concat;
+pub mod warp;
+
+pub use conv3d::{Conv3d, Epilogue};
+pub use simd::Isa;
