@@ -199,20 +199,7 @@ impl Tiles<'_> {
                             };
                         }
                     }
-                    let mut weight = weights;
-                    for &offset in self.offsets {
-                        let from = input.add(offset);
-                        let x0 = S::load(from);
-                        let x1 = S::load(from.add(S::LANES));
-                        let x2 = S::load(from.add(2 * S::LANES));
-                        for c in 0..C {
-                            let w = S::splat(*weight.add(c));
-                            acc[c][0] = S::fma(w, x0, acc[c][0]);
-                            acc[c][1] = S::fma(w, x1, acc[c][1]);
-                            acc[c][2] = S::fma(w, x2, acc[c][2]);
-                        }
-                        weight = weight.add(C);
-                    }
+                    S::correlate(&mut acc, input, self.offsets, weights);
                     for c in 0..C {
                         for v in 0..VECTORS {
                             S::store(sums.add(c * length + v * S::LANES), acc[c][v]);
