@@ -83,7 +83,7 @@ impl Format {
 }
 
 /// Runs `fill` on a temporary file beside `path` and renames it to `path`; on any error nothing is left.
-fn write_atomically(
+pub(crate) fn write_atomically(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
 ) -> Result<()> {
