@@ -227,17 +227,10 @@ def ncc(f, m):
 
 
 def local_ncc(f, m, window=9):
-    """Mean over all voxels of cross^2 / (var_f var_m + 1e-5) of window sums, zeros outside (as VoxelMorph)."""
-    n = window**3
-    box = torch.ones(1, 1, window, window, window)
-
-    def total(q):
-        return F.conv3d(q, box, padding=window // 2)
-
-    sf, sm = total(f), total(m)
-    cross = total(f * m) - sf * sm / n
-    vf, vm = total(f * f) - sf * sf / n, total(m * m) - sm * sm / n
-    return (cross * cross / (vf * vm + 1e-5)).mean()
+    """Mean over batch and the windows that lie wholly inside of the same quotient, moments over the window."""
+    mean = lambda q: F.avg_pool3d(q, window, stride=1)
+    vf, vm = mean(f * f) - mean(f) ** 2 + 1e-5, mean(m * m) - mean(m) ** 2 + 1e-5
+    return ((mean(f * m) - mean(f) * mean(m)) / (vf * vm).sqrt()).mean()
 
 
 def bending(u, h: float):

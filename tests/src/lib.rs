@@ -1,1 +1,3 @@
-//! Tests that cross crates live in `tests/`.
+//! Tests that cross crates live in `tests/`; here is what they share.
+
+pub mod reference;
