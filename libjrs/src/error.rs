@@ -34,6 +34,9 @@ pub enum Error {
         /// What the user can do.
         fix: String,
     },
+    /// The caller asked to stop (see [`crate::progress::Progress::cancel`]).
+    #[error("cancelled before the end; nothing was written. Start again to get a result")]
+    Cancelled,
 }
 
 /// Result with the core's [`Error`].

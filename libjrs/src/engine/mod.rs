@@ -1,0 +1,178 @@
+//! Running the generator: an [`Engine`] computes one padded input, [`infer`] takes whole volumes apart for it.
+
+mod cpu;
+mod plan;
+
+use std::ops::Range;
+
+pub use cpu::CpuEngine;
+pub use plan::{Plan, SEAM, Tile, padded};
+
+use crate::Result;
+use crate::network::MARGIN;
+use crate::progress::Progress;
+
+/// Computes displacements with the generator. Implementations differ by device, never in meaning.
+pub trait Engine: Send + Sync {
+    /// What runs where, for logs and reports.
+    fn name(&self) -> String;
+
+    /// Displacements of one padded input.
+    ///
+    /// `fixed` and `moving` are normalised intensities of `size` = \[x, y, z\] voxels (x fastest); each edge is at
+    /// least 44 and a multiple of 4. `out` receives the x, y, z components in **mm along the index axes**, each of
+    /// `(size - 40)` voxels per axis; output voxel m sits on input voxel m + 20.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] if the sizes do not fit; device errors.
+    fn displacement(
+        &self,
+        fixed: &[f32],
+        moving: &[f32],
+        size: [usize; 3],
+        out: &mut [Vec<f32>; 3],
+    ) -> Result<()>;
+
+    /// Most bytes of working memory that [`Engine::displacement`] has in use at one time for this input size,
+    /// its output included.
+    fn bytes(&self, size: [usize; 3]) -> usize;
+}
+
+/// The displacement of every voxel of a whole volume: pads, tiles and joins (`science.md` section 6).
+///
+/// `fixed` and `moving` are normalised intensities of `size` = \[x, y, z\] voxels, x fastest. The result has the
+/// same size, components x, y, z in mm along the index axes. `max_bytes` bounds the engine's working memory for one
+/// tile; the two images and the result come on top.
+///
+/// # Errors
+/// [`crate::Error::Input`] if `max_bytes` is too small for any tile, [`crate::Error::Cancelled`], and whatever the
+/// engine reports.
+pub fn infer(
+    engine: &dyn Engine,
+    fixed: &[f32],
+    moving: &[f32],
+    size: [usize; 3],
+    max_bytes: usize,
+    progress: Progress,
+) -> Result<[Vec<f32>; 3]> {
+    let plan = Plan::new(size, max_bytes, |input| engine.bytes(input))?;
+    let voxels = size.iter().product();
+    let mut u: [Vec<f32>; 3] = std::array::from_fn(|_| vec![0.0; voxels]);
+    let mut tile_u: [Vec<f32>; 3] = Default::default();
+    let floors = [minimum(fixed), minimum(moving)];
+    progress.step("network", 0, plan.tiles.len())?;
+    for (done, tile) in plan.tiles.iter().enumerate() {
+        let tile_fixed = cut(fixed, size, tile, floors[0]);
+        let tile_moving = cut(moving, size, tile, floors[1]);
+        engine.displacement(&tile_fixed, &tile_moving, tile.input_size(), &mut tile_u)?;
+        for (whole, part) in u.iter_mut().zip(&tile_u) {
+            paste(part, tile, whole, size);
+        }
+        progress.step("network", done + 1, plan.tiles.len())?;
+    }
+    Ok(u)
+}
+
+/// The image's own minimum, which pads it.
+fn minimum(image: &[f32]) -> f32 {
+    image.iter().copied().fold(f32::INFINITY, f32::min)
+}
+
+/// A tile's input: the image where it has voxels, `floor` elsewhere.
+fn cut(image: &[f32], size: [usize; 3], tile: &Tile, floor: f32) -> Vec<f32> {
+    let [nx, ny, nz] = tile.input_size();
+    let mut out = vec![floor; nx * ny * nz];
+    // Padded voxel p is image voxel p - MARGIN.
+    let inside = |a: usize| {
+        let Range { start, end } = tile.input[a].clone();
+        start.max(MARGIN)..end.min(size[a] + MARGIN)
+    };
+    let (xs, ys, zs) = (inside(0), inside(1), inside(2));
+    if xs.is_empty() {
+        return out;
+    }
+    for z in zs {
+        for y in ys.clone() {
+            let from = xs.start - MARGIN + size[0] * (y - MARGIN + size[1] * (z - MARGIN));
+            let to = xs.start - tile.input[0].start
+                + nx * (y - tile.input[1].start + ny * (z - tile.input[2].start));
+            out[to..to + xs.len()].copy_from_slice(&image[from..from + xs.len()]);
+        }
+    }
+    out
+}
+
+/// Puts the kept part of a tile's output in its place.
+fn paste(part: &[f32], tile: &Tile, whole: &mut [f32], size: [usize; 3]) {
+    let [nx, ny, _] = tile.output_size();
+    let [xs, ys, zs] = tile.keep.clone();
+    let [sx, sy, sz] = tile.skip;
+    for (k, z) in zs.enumerate() {
+        for (j, y) in ys.clone().enumerate() {
+            let from = sx + nx * (j + sy + ny * (k + sz));
+            let to = xs.start + size[0] * (y + size[1] * z);
+            whole[to..to + xs.len()].copy_from_slice(&part[from..from + xs.len()]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::Error;
+
+    fn images(size: [usize; 3]) -> [Vec<f32>; 2] {
+        let n: usize = size.iter().product();
+        let wave =
+            |i: usize, s: f32| ((i % 97) as f32 * 0.31 + s).sin() * ((i / 97) as f32 * 0.013 + s).cos();
+        [0.0, 0.7].map(|s| (0..n).map(|i| wave(i, s)).collect())
+    }
+
+    #[test]
+    fn tiles_give_what_the_whole_volume_gives() {
+        let size = [26, 18, 21];
+        let [fixed, moving] = images(size);
+        let engine = CpuEngine::new(&cpu::reference_weights());
+        let whole = infer(&engine, &fixed, &moving, size, usize::MAX, Progress::SILENT).unwrap();
+        let spread = whole[0].iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        assert!(spread > 0.5, "the comparison needs values of the order of 1 mm, not {spread}");
+        for limit in [[56, 60, 52], [52, 56, 48]].map(|edges| engine.bytes(edges)) {
+            assert!(Plan::new(size, limit, |s| engine.bytes(s)).unwrap().tiles.len() > 1);
+            let tiled = infer(&engine, &fixed, &moving, size, limit, Progress::SILENT).unwrap();
+            for (w, t) in whole.iter().flatten().zip(tiled.iter().flatten()) {
+                assert!((w - t).abs() < 1e-4, "{w} and {t} mm");
+            }
+        }
+    }
+
+    #[test]
+    fn same_bits_with_one_and_two_threads() {
+        let size = [9, 8, 7];
+        let [fixed, moving] = images(size);
+        let engine = CpuEngine::new(&cpu::reference_weights());
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| infer(&engine, &fixed, &moving, size, usize::MAX, Progress::SILENT).unwrap())
+        };
+        assert_eq!(with(1), with(2));
+    }
+
+    #[test]
+    fn cancelling_ends_between_tiles() {
+        let size = [30, 8, 8];
+        let [fixed, moving] = images(size);
+        let engine = CpuEngine::new(&cpu::reference_weights());
+        let stop = AtomicBool::new(false);
+        let tiles_done = std::sync::atomic::AtomicUsize::new(0);
+        let report = |_: &str, done: usize, _: usize| {
+            tiles_done.store(done, Ordering::Relaxed);
+            stop.store(done == 1, Ordering::Relaxed);
+        };
+        let progress = Progress { report: Some(&report), cancel: Some(&stop) };
+        let end = infer(&engine, &fixed, &moving, size, engine.bytes([56, 48, 48]), progress);
+        assert!(matches!(end, Err(Error::Cancelled)));
+        assert_eq!(tiles_done.load(Ordering::Relaxed), 1);
+    }
+}

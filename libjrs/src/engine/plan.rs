@@ -1,0 +1,206 @@
+//! Padding and tiling (`science.md` section 6): which pieces of a volume the network sees, one after another.
+//!
+//! Nearest upsampling makes the network shift-invariant only for shifts by [`INPUT_MULTIPLE`], and the zero padding
+//! of the strided layers reaches the first [`SEAM`] output voxels. So tiles start at multiples of 4, and every
+//! tile but the first of an axis drops its first 4 output voxels; then tiles give what the whole volume gives.
+
+use std::ops::Range;
+
+use crate::network::{INPUT_MULTIPLE, MARGIN, MIN_INPUT};
+use crate::{Error, Result};
+
+/// Output voxels at a tile's lower end that the zero padding of the strided layers reaches.
+pub const SEAM: usize = 4;
+
+/// One run of the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tile {
+    /// Voxels of the padded volume that the network reads, per axis x, y, z.
+    pub input: [Range<usize>; 3],
+    /// Voxels of the unpadded volume that this tile's output is kept for.
+    pub keep: [Range<usize>; 3],
+    /// Output voxels dropped at the lower end per axis: 0 or [`SEAM`].
+    pub skip: [usize; 3],
+}
+
+impl Tile {
+    /// Edges of the network's input.
+    pub fn input_size(&self) -> [usize; 3] {
+        self.input.clone().map(|r| r.len())
+    }
+
+    /// Edges of the network's output.
+    pub fn output_size(&self) -> [usize; 3] {
+        self.input_size().map(|n| n - 2 * MARGIN)
+    }
+}
+
+/// How a volume of `size` voxels is run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Edges of the unpadded volume.
+    pub size: [usize; 3],
+    /// Edges of the volume padded by [`MARGIN`] and rounded up.
+    pub padded: [usize; 3],
+    /// The tiles, x fastest.
+    pub tiles: Vec<Tile>,
+}
+
+impl Plan {
+    /// The cheapest tiling of a volume of `size` voxels whose tiles need at most `max_bytes`, where `bytes` tells
+    /// what one run on a given input size needs. One tile if the whole volume fits.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if an axis is empty or even the smallest tile does not fit.
+    pub fn new(size: [usize; 3], max_bytes: usize, bytes: impl Fn([usize; 3]) -> usize) -> Result<Self> {
+        if size.contains(&0) {
+            return Err(Error::input(
+                format!("a volume of {size:?} voxels is empty"),
+                "give a volume with voxels",
+            ));
+        }
+        let splits = size.map(axis_splits);
+        let mut best: Option<([usize; 3], usize)> = None;
+        for (x, sx) in splits[0].iter().enumerate() {
+            for (y, sy) in splits[1].iter().enumerate() {
+                for (z, sz) in splits[2].iter().enumerate() {
+                    let cost = sx.voxels_read * sy.voxels_read * sz.voxels_read;
+                    let cheaper = best.is_none_or(|(_, least)| cost < least);
+                    if cheaper && bytes([sx.largest, sy.largest, sz.largest]) <= max_bytes {
+                        best = Some(([x, y, z], cost));
+                    }
+                }
+            }
+        }
+        let Some((choice, _)) = best else {
+            let least =
+                bytes(splits.each_ref().map(|s| s.iter().map(|s| s.largest).min().unwrap_or(MIN_INPUT)));
+            return Err(Error::input(
+                format!(
+                    "the memory limit of {max_bytes} bytes is below the {least} bytes of the smallest tile"
+                ),
+                format!("allow at least {least} bytes"),
+            ));
+        };
+        let axes: [&[AxisTile]; 3] = std::array::from_fn(|a| &splits[a][choice[a]].tiles[..]);
+        let mut tiles = Vec::new();
+        for z in axes[2] {
+            for y in axes[1] {
+                for x in axes[0] {
+                    let all = [x, y, z];
+                    tiles.push(Tile {
+                        input: all.map(|t| t.input.clone()),
+                        keep: all.map(|t| t.keep.clone()),
+                        skip: all.map(|t| t.skip),
+                    });
+                }
+            }
+        }
+        Ok(Self { size, padded: size.map(padded), tiles })
+    }
+}
+
+/// Edge of a padded axis of `n` voxels.
+pub fn padded(n: usize) -> usize {
+    (n + 2 * MARGIN).next_multiple_of(INPUT_MULTIPLE).max(MIN_INPUT)
+}
+
+/// One axis cut into equal pieces.
+struct AxisSplit {
+    tiles: Vec<AxisTile>,
+    largest: usize,
+    voxels_read: usize,
+}
+
+struct AxisTile {
+    input: Range<usize>,
+    keep: Range<usize>,
+    skip: usize,
+}
+
+/// All ways to cut an axis, from one piece to pieces of 4 voxels.
+fn axis_splits(n: usize) -> Vec<AxisSplit> {
+    let output = padded(n) - 2 * MARGIN;
+    let mut splits: Vec<AxisSplit> = Vec::new();
+    let mut last_step = 0;
+    for pieces in 1..=output / INPUT_MULTIPLE {
+        let step = output.div_ceil(pieces).next_multiple_of(INPUT_MULTIPLE);
+        if step == last_step {
+            continue;
+        }
+        last_step = step;
+        let tiles: Vec<AxisTile> = (0..output)
+            .step_by(step)
+            .map(|start| {
+                let skip = if start == 0 { 0 } else { SEAM };
+                let end = (start + step).min(output);
+                // start < n: rounding adds fewer voxels than the multiple that starts are of.
+                AxisTile { input: start - skip..end + 2 * MARGIN, keep: start..end.min(n), skip }
+            })
+            .collect();
+        let lengths = || tiles.iter().map(|t| t.input.len());
+        let (largest, voxels_read) = (lengths().max().unwrap_or(0), lengths().sum());
+        splits.push(AxisSplit { tiles, largest, voxels_read });
+    }
+    splits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// 4 bytes per input voxel: enough to see the limit at work.
+    fn four_bytes(size: [usize; 3]) -> usize {
+        size.iter().product::<usize>() * 4
+    }
+
+    #[test]
+    fn a_volume_that_fits_is_one_tile() {
+        let plan = Plan::new([190, 130, 81], usize::MAX, four_bytes).unwrap();
+        assert_eq!(plan.padded, [232, 172, 124]);
+        assert_eq!(plan.tiles.len(), 1);
+        assert_eq!(plan.tiles[0].output_size(), [192, 132, 84]);
+        assert_eq!(plan.tiles[0].keep, [0..190, 0..130, 0..81]);
+    }
+
+    #[test]
+    fn a_limit_below_the_smallest_tile_says_how_much_is_needed() {
+        let said = Plan::new([64, 64, 64], 1000, four_bytes).unwrap_err().to_string();
+        assert!(said.contains(&(48usize.pow(3) * 4).to_string()), "{said}");
+        assert!(Plan::new([64, 0, 64], usize::MAX, four_bytes).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn tiles_cover_every_voxel_once_and_keep_the_rules(
+            size in prop::array::uniform3(1usize..90),
+            limit in 48usize.pow(3) * 4..120usize.pow(3) * 4,
+        ) {
+            let plan = Plan::new(size, limit, four_bytes).unwrap();
+            let mut seen = vec![0u8; size.iter().product()];
+            for tile in &plan.tiles {
+                prop_assert!(four_bytes(tile.input_size()) <= limit);
+                for a in 0..3 {
+                    prop_assert!(tile.input[a].start % INPUT_MULTIPLE == 0);
+                    prop_assert!(tile.input_size()[a] % INPUT_MULTIPLE == 0);
+                    prop_assert!(tile.input_size()[a] >= MIN_INPUT);
+                    prop_assert!(tile.input[a].end <= plan.padded[a]);
+                    // Output voxel m sits on input voxel m + MARGIN, and padding shifted the volume by MARGIN.
+                    prop_assert!(tile.keep[a].start == tile.input[a].start + tile.skip[a]);
+                    let first = tile.keep[a].start == 0;
+                    prop_assert_eq!(tile.skip[a], if first { 0 } else { SEAM });
+                    prop_assert!(tile.skip[a] + tile.keep[a].len() <= tile.output_size()[a]);
+                }
+                for z in tile.keep[2].clone() {
+                    for y in tile.keep[1].clone() {
+                        for x in tile.keep[0].clone() {
+                            seen[x + size[0] * (y + size[1] * z)] += 1;
+                        }
+                    }
+                }
+            }
+            prop_assert!(seen.iter().all(|&n| n == 1));
+        }
+    }
+}

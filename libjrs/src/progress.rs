@@ -1,0 +1,36 @@
+//! Telling a caller how far a long computation is, and letting it stop it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::{Error, Result};
+
+/// A callback for progress: the stage's name, the units done and the units in all.
+pub type Report<'a> = &'a (dyn Fn(&str, usize, usize) + Sync);
+
+/// Receives progress and may cancel. Cancelling takes effect between tiles, iterations and stages.
+#[derive(Clone, Copy, Default)]
+pub struct Progress<'a> {
+    /// Called after every unit of work.
+    pub report: Option<Report<'a>>,
+    /// The computation ends with [`Error::Cancelled`] soon after this becomes true.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+impl Progress<'_> {
+    /// Neither reports nor cancels.
+    pub const SILENT: Progress<'static> = Progress { report: None, cancel: None };
+
+    /// Reports that `done` of `total` units of `stage` are done.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] if the caller wants to stop.
+    pub fn step(&self, stage: &str, done: usize, total: usize) -> Result<()> {
+        if let Some(report) = self.report {
+            report(stage, done, total);
+        }
+        match self.cancel {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(Error::Cancelled),
+            _ => Ok(()),
+        }
+    }
+}
