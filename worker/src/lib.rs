@@ -1,1 +1,16 @@
-//! To be filled.
+//! Training of JRS-GAN (Elmahdy et al., MICCAI 2019).
+//!
+//! Read [`gan`] for the paper's step, [`losses`] for its equations and [`trainer`] for the schedule around them.
+#![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod config;
+pub mod gan;
+pub mod losses;
+pub mod nets;
+pub mod ops;
+pub mod optimizer;
+pub mod state;
+pub mod theta;
+pub mod trainer;
+pub mod validation;

@@ -1,0 +1,119 @@
+//! From patches to tensors: both directions of every pair, side by side in one batch.
+
+use crate::config::RealSegmentation;
+use crate::theta::Theta;
+use burn::tensor::{Device, Tensor, TensorData};
+use jrs_data::random::{Purpose, stream};
+use jrs_data::sampling::Patch;
+use libjrs::network::MARGIN;
+
+/// One micro-batch of `n` patch pairs as `2n` registration problems: first G(f, m), then G(m, f) \[paper:
+/// symmetric training\]. `P` is the patch edge and `Q = P - 40` the output edge.
+pub struct Batch {
+    /// concat(I_f, I_m), \[2n, 2, P, P, P\].
+    pub images: Tensor<5>,
+    /// What Φ is applied to: I_m, then one-hot labels where the system uses them, \[2n, 1 + organs, P, P, P\].
+    /// The **whole** patch, because cropping first would lose content.
+    pub source: Tensor<5>,
+    /// I_f on the output grid, \[2n, 1, Q, Q, Q\].
+    pub fixed: Tensor<5>,
+    /// One-hot S_f on the output grid, \[2n, organs, Q, Q, Q\].
+    pub fixed_masks: Option<Tensor<5>>,
+}
+
+/// What only critic updates need.
+pub struct RealPair {
+    /// Θ(I_f), \[2n, 1, Q, Q, Q\].
+    pub image: Tensor<5>,
+    /// Union of the organs of S_f, \[2n, 1, Q, Q, Q\].
+    pub mask: Option<Tensor<5>>,
+}
+
+/// Builds the tensors of `patches`; `organs` are the label ids that become channels, empty for systems without
+/// contours.
+pub fn batch(patches: &[Patch], organs: &[u8], device: &Device) -> Batch {
+    let edge = patches[0].edge;
+    let (mut images, mut source, mut fixed, mut masks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (f, m, s_f, s_m) in directions(patches) {
+        images.extend_from_slice(f);
+        images.extend_from_slice(m);
+        source.extend_from_slice(m);
+        for &organ in organs {
+            source.extend(s_m.iter().map(|&l| f32::from(u8::from(l == organ))));
+        }
+        fixed.extend(centre(f, edge));
+        let s_f = centre(s_f, edge);
+        for &organ in organs {
+            masks.extend(s_f.iter().map(|&l| f32::from(u8::from(l == organ))));
+        }
+    }
+    let n = 2 * patches.len();
+    let inner = edge - 2 * MARGIN;
+    let tensor = |data: Vec<f32>, channels: usize, edge: usize| {
+        Tensor::<5>::from_data(TensorData::new(data, [n, channels, edge, edge, edge]), device)
+    };
+    Batch {
+        images: tensor(images, 2, edge),
+        source: tensor(source, 1 + organs.len(), edge),
+        fixed: tensor(fixed, 1, inner),
+        fixed_masks: (!organs.is_empty()).then(|| tensor(masks, organs.len(), inner)),
+    }
+}
+
+/// Builds the real pairs (I_f, Θ(I_f), S_f) of a critic update.
+pub fn real_pairs(
+    patches: &[Patch],
+    organs: &[u8],
+    segmentation: RealSegmentation,
+    seed: u64,
+    device: &Device,
+) -> RealPair {
+    let inner = patches[0].edge - 2 * MARGIN;
+    let (mut images, mut masks) = (Vec::new(), Vec::new());
+    for (direction, (f, _, s_f, _)) in directions(patches).enumerate() {
+        let id = patches[direction % patches.len()].id;
+        let key = [id.epoch, id.pair as u64, id.k as u64, (direction / patches.len()) as u64];
+        let mut draws = stream(seed, Purpose::Theta, &key);
+        let theta = Theta::draw(&mut draws);
+        images.extend(theta.image(&centre(f, patches[0].edge), inner, &mut draws));
+        if !organs.is_empty() {
+            let union: Vec<f32> =
+                centre(s_f, patches[0].edge).iter().map(|l| f32::from(u8::from(organs.contains(l)))).collect();
+            match segmentation {
+                RealSegmentation::Raw => masks.extend(union),
+                RealSegmentation::Theta => masks.extend(theta.displace(&union, inner)),
+            }
+        }
+    }
+    let n = 2 * patches.len();
+    let tensor = |data: Vec<f32>| Tensor::<5>::from_data(TensorData::new(data, [n, 1, inner, inner, inner]), device);
+    RealPair { image: tensor(images), mask: (!organs.is_empty()).then(|| tensor(masks)) }
+}
+
+type Direction<'a> = (&'a [f32], &'a [f32], &'a [u8], &'a [u8]);
+
+/// (I_f, I_m, S_f, S_m) of all patches, then the same with fixed and moving exchanged.
+fn directions(patches: &[Patch]) -> impl Iterator<Item = Direction<'_>> {
+    let forward = |p| -> Direction<'_> {
+        let p: &Patch = p;
+        (&p.fixed, &p.moving, &p.fixed_labels, &p.moving_labels)
+    };
+    let backward = |p| -> Direction<'_> {
+        let p: &Patch = p;
+        (&p.moving, &p.fixed, &p.moving_labels, &p.fixed_labels)
+    };
+    patches.iter().map(forward).chain(patches.iter().map(backward))
+}
+
+/// The part of a cubic patch that the generator's output covers.
+fn centre<T: Copy>(patch: &[T], edge: usize) -> Vec<T> {
+    let inner = MARGIN..edge - MARGIN;
+    let mut out = Vec::with_capacity(inner.len().pow(3));
+    for z in inner.clone() {
+        for y in inner.clone() {
+            let row = (z * edge + y) * edge;
+            out.extend_from_slice(&patch[row + inner.start..row + inner.end]);
+        }
+    }
+    out
+}

@@ -1,0 +1,272 @@
+//! The adversarial step: one update of the critic or of the generator (science.md sections 3 to 5).
+
+use crate::batch::{Batch, RealPair, batch, real_pairs};
+use crate::config::{System, TrainConfig};
+use crate::losses::{bending_energy, expectation, ncc, soft_dice};
+use crate::nets::{Leaves, Parameters, RunningStatistics, critic, generator};
+use crate::ops::warp;
+use crate::optimizer::Optimizer;
+use burn::tensor::{Device, Tensor};
+use jrs_data::random::{Purpose, stream};
+use jrs_data::sampling::Patch;
+use libjrs::network::{self, GENERATOR, MARGIN};
+use rand::Rng;
+use rand_distr::StandardNormal;
+
+/// A network with what its training carries along.
+#[derive(Clone)]
+pub struct Trained {
+    /// Trainable values.
+    pub parameters: Parameters,
+    /// BatchNorm's running statistics.
+    pub statistics: RunningStatistics,
+    /// Update rule and its state.
+    pub optimizer: Optimizer,
+}
+
+/// Generator, critic and both optimisers: the state that a step changes.
+pub struct Gan {
+    /// The run's configuration.
+    pub config: TrainConfig,
+    /// Label ids that are channels of the Dice loss; empty for systems without contours.
+    pub organs: Vec<u8>,
+    /// Edge of a voxel in mm.
+    pub spacing: f32,
+    /// G.
+    pub generator: Trained,
+    /// D, for the systems that have one.
+    pub critic: Option<Trained>,
+    device: Device,
+}
+
+/// Loss values of one generator update, averaged over its micro-batches.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct GeneratorLosses {
+    /// L_G of equation 1.
+    pub total: f32,
+    /// 1 - DSC (0 where no organ is in any patch or the system has no contours).
+    pub dice: f32,
+    /// 1 - NCC.
+    pub ncc: f32,
+    /// Bending energy, 1/mm².
+    pub smoothness: f32,
+    /// L_adv = -E[D(fake)].
+    pub adversarial: f32,
+    /// ‖∂(λ2 L_adv)/∂u‖ / ‖∂L_sim/∂u‖: how loud the critic is.
+    pub adversarial_ratio: f32,
+    /// L2 norm of the gradient for all parameters, before clipping.
+    pub gradient_norm: f32,
+    /// Largest |component of u|, mm.
+    pub max_displacement: f32,
+}
+
+impl Gan {
+    /// Fresh networks for `config`; `organs` as in the data.
+    pub fn new(config: &TrainConfig, organs: &[u8], spacing: f32, device: &Device) -> Self {
+        let mut draws = stream(config.seed, Purpose::Weights, &[]);
+        let mut fresh = |layers: &[network::Layer], optimizer| Trained {
+            parameters: Parameters::init(layers, || draws.sample(StandardNormal), device),
+            statistics: RunningStatistics::init(layers),
+            optimizer: Optimizer::new(optimizer),
+        };
+        let generator = fresh(&GENERATOR, &config.generator);
+        let critic = config
+            .system
+            .critic_channels()
+            .map(|channels| fresh(&network::critic(channels), &config.critic.optimizer));
+        let organs = if config.system.uses_dice() { organs.to_vec() } else { Vec::new() };
+        Self { config: config.clone(), organs, spacing, generator, critic, device: device.clone() }
+    }
+
+    /// One critic update on fresh patches: minimises L_D = E[D(fake)] - E[D(real)] (equation 2), then clips.
+    /// Returns the Wasserstein estimate W = E[D(real)] - E[D(fake)].
+    pub fn update_critic(&mut self, patches: &[Patch], progress: f64) -> f32 {
+        let micro_batches = self.micro_batches(patches);
+        let weight = 1.0 / micro_batches.len() as f32;
+        let mut sum: Option<Tensor<1>> = None;
+        let mut wasserstein = 0.0;
+        for patches in micro_batches {
+            let (gradient, w) = self.critic_gradient(patches);
+            wasserstein += weight * w;
+            sum = Some(accumulate(sum, gradient * weight));
+        }
+        let critic = self.critic.as_mut().expect("only systems with a critic update one");
+        let gradient = sum.expect("at least one micro-batch");
+        let values = critic.parameters.values.clone();
+        critic.parameters.values = critic.optimizer.step(values, gradient, progress);
+        critic.parameters.clip_convolutions(self.config.critic.clip);
+        wasserstein
+    }
+
+    /// One generator update: minimises L_G of equation 1.
+    pub fn update_generator(&mut self, patches: &[Patch], progress: f64) -> GeneratorLosses {
+        let micro_batches = self.micro_batches(patches);
+        let weight = 1.0 / micro_batches.len() as f32;
+        let mut sum: Option<Tensor<1>> = None;
+        let mut losses = GeneratorLosses::default();
+        for patches in micro_batches {
+            let (gradient, l) = self.generator_gradient(patches);
+            losses.add(&l, weight);
+            sum = Some(accumulate(sum, gradient * weight));
+        }
+        let gradient = sum.expect("at least one micro-batch");
+        losses.gradient_norm = scalar(gradient.clone().square().sum().sqrt());
+        let values = self.generator.parameters.values.clone();
+        self.generator.parameters.values = self.generator.optimizer.step(values, gradient, progress);
+        losses
+    }
+
+    fn micro_batches<'p>(&self, patches: &'p [Patch]) -> Vec<&'p [Patch]> {
+        patches.chunks(self.config.sampling.micro_batch).collect()
+    }
+
+    fn critic_gradient(&mut self, patches: &[Patch]) -> (Tensor<1>, f32) {
+        let batch = batch(patches, &self.organs, &self.device);
+        let segmentation = self.config.critic.real_segmentation;
+        let real = real_pairs(patches, &self.organs, segmentation, self.config.seed, &self.device);
+
+        let (u, _) = generator(&self.generator.parameters.leaves(false), batch.images.clone());
+        let warped = warp(batch.source.clone(), u / self.spacing, MARGIN);
+        let fake = self.fake_input(&batch, warped);
+        let real = self.real_input(&batch, real);
+
+        let reduction = self.config.critic.reduction;
+        let trained = self.critic.as_mut().expect("a system with a critic");
+        let leaves = trained.parameters.leaves(true);
+        let (fake_scores, fake_statistics) = critic(&leaves, fake);
+        let (real_scores, real_statistics) = critic(&leaves, real);
+        let loss = expectation(fake_scores, reduction) - expectation(real_scores, reduction);
+        trained.statistics.update(fake_statistics);
+        trained.statistics.update(real_statistics);
+        let wasserstein = -scalar(loss.clone());
+        (leaves.gradient(&mut loss.backward()), wasserstein)
+    }
+
+    /// The gradient for the parameters, in two stages: first ∂L/∂u per term, then through the network. The first
+    /// stage gives the ratio of the terms at no extra pass through the generator.
+    fn generator_gradient(&mut self, patches: &[Patch]) -> (Tensor<1>, GeneratorLosses) {
+        let batch = batch(patches, &self.organs, &self.device);
+        let leaves = self.generator.parameters.leaves(true);
+        let (u, statistics) = generator(&leaves, batch.images.clone());
+        self.generator.statistics.update(statistics);
+
+        let fixed_u = u.clone().without_autodiff();
+        let mut losses = GeneratorLosses {
+            max_displacement: scalar(fixed_u.clone().abs().max()),
+            ..GeneratorLosses::default()
+        };
+        let similarity = gradient_of(&fixed_u, |u| self.similarity(&batch, u, &mut losses));
+        let mut at_u = similarity.clone();
+        if self.config.loss.smoothness > 0.0 {
+            at_u = at_u
+                + gradient_of(&fixed_u, |u| {
+                    let energy = bending_energy(u, self.spacing);
+                    losses.smoothness = scalar(energy.clone());
+                    energy * self.config.loss.smoothness
+                });
+        }
+        if let Some(trained) = &self.critic {
+            let critic_leaves = trained.parameters.leaves(false);
+            let adversarial = gradient_of(&fixed_u, |u| {
+                let loss = self.adversarial(&batch, u, &critic_leaves);
+                losses.adversarial = scalar(loss.clone());
+                loss * self.config.loss.adversarial
+            });
+            let norm = |g: &Tensor<5>| scalar(g.clone().square().sum().sqrt());
+            losses.adversarial_ratio = norm(&adversarial) / norm(&similarity).max(1e-20);
+            at_u = at_u + adversarial;
+        }
+        losses.total = losses.dice
+            + losses.ncc
+            + self.config.loss.smoothness * losses.smoothness
+            + self.config.loss.adversarial * losses.adversarial;
+
+        // d/dθ Σ u(θ) · ∂L/∂u is dL/dθ.
+        let surrogate = (u * at_u.autodiff()).sum();
+        (leaves.gradient(&mut surrogate.backward()), losses)
+    }
+
+    /// (1 - DSC) + (1 - NCC).
+    fn similarity(&self, batch: &Batch, u: Tensor<5>, losses: &mut GeneratorLosses) -> Tensor<1> {
+        let warped = warp(batch.source.clone(), u / self.spacing, MARGIN);
+        let image = warped.clone().narrow(1, 0, 1);
+        let one_minus = |t: Tensor<1>| t.neg() + 1.0;
+        let mut loss = one_minus(ncc(batch.fixed.clone(), image, self.config.loss.similarity));
+        losses.ncc = scalar(loss.clone());
+        if let Some(masks) = &batch.fixed_masks {
+            let organs = self.organs.len();
+            if let Some(dice) = soft_dice(warped.narrow(1, 1, organs), masks.clone()) {
+                let dice = one_minus(dice);
+                losses.dice = scalar(dice.clone());
+                loss = loss + dice;
+            }
+        }
+        loss
+    }
+
+    /// L_adv = -E[D(fake)]: the sign that makes G raise the critic's score (science.md section 4).
+    fn adversarial(&self, batch: &Batch, u: Tensor<5>, critic_leaves: &Leaves) -> Tensor<1> {
+        let warped = warp(batch.source.clone(), u / self.spacing, MARGIN);
+        let (scores, _) = critic(critic_leaves, self.fake_input(batch, warped));
+        expectation(scores, self.config.critic.reduction).neg()
+    }
+
+    fn fake_input(&self, batch: &Batch, warped: Tensor<5>) -> Tensor<5> {
+        let image = warped.clone().narrow(1, 0, 1);
+        let mask = (!self.organs.is_empty()).then(|| warped.narrow(1, 1, self.organs.len()).sum_dim(1));
+        self.critic_input(batch, image, mask)
+    }
+
+    fn real_input(&self, batch: &Batch, real: RealPair) -> Tensor<5> {
+        self.critic_input(batch, real.image, real.mask)
+    }
+
+    /// What D sees of a candidate (image, mask) for the fixed image, per system (science.md section 3).
+    fn critic_input(&self, batch: &Batch, image: Tensor<5>, mask: Option<Tensor<5>>) -> Tensor<5> {
+        let fixed = batch.fixed.clone();
+        let channels = match (self.config.system, mask) {
+            (System::JrsGanA, Some(mask)) => vec![fixed, image, mask],
+            (System::JrsGanB, Some(mask)) => {
+                let fixed_masks = batch.fixed_masks.clone().expect("JRS systems have contours");
+                vec![fixed * fixed_masks.sum_dim(1), image * mask]
+            }
+            _ => vec![fixed, image],
+        };
+        let tracked = channels.iter().any(Tensor::is_autodiff);
+        let lift = |t: Tensor<5>| if tracked && !t.is_autodiff() { t.autodiff() } else { t };
+        Tensor::cat(channels.into_iter().map(lift).collect(), 1)
+    }
+}
+
+impl GeneratorLosses {
+    fn add(&mut self, other: &Self, weight: f32) {
+        self.total += weight * other.total;
+        self.dice += weight * other.dice;
+        self.ncc += weight * other.ncc;
+        self.smoothness += weight * other.smoothness;
+        self.adversarial += weight * other.adversarial;
+        self.adversarial_ratio += weight * other.adversarial_ratio;
+        self.max_displacement = self.max_displacement.max(other.max_displacement);
+    }
+}
+
+/// ∂loss/∂u at `u`, on a device without autodiff.
+fn gradient_of(u: &Tensor<5>, loss: impl FnOnce(Tensor<5>) -> Tensor<1>) -> Tensor<5> {
+    let leaf = u.clone().autodiff().require_grad();
+    let mut gradients = loss(leaf.clone()).backward();
+    match leaf.grad_remove(&mut gradients) {
+        Some(gradient) => gradient.without_autodiff(),
+        None => u.zeros_like(),
+    }
+}
+
+fn accumulate(sum: Option<Tensor<1>>, term: Tensor<1>) -> Tensor<1> {
+    match sum {
+        Some(sum) => sum + term,
+        None => term,
+    }
+}
+
+fn scalar(t: Tensor<1>) -> f32 {
+    t.without_autodiff().into_scalar()
+}

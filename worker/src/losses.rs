@@ -1,0 +1,133 @@
+//! The losses of science.md section 4 (equation 1 and 2 of the paper), as differentiable tensor expressions.
+//!
+//! Images and masks are \[n, c, z, y, x\]; every loss is averaged over the batch and returned as \[1\].
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// Added to variances in [`ncc`], so that a constant patch has correlation 0 and a finite gradient.
+const NCC_EPSILON: f32 = 1e-5;
+/// Added to the denominator of [`soft_dice`].
+const DICE_EPSILON: f32 = 1e-7;
+
+/// How similar two images are.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Similarity {
+    /// Over the whole patch.
+    Global,
+    /// Mean over cubic windows (the authors' follow-up work).
+    Local {
+        /// Edge in voxels, odd.
+        window: usize,
+    },
+}
+
+/// Normalised cross-correlation, 1 for a perfect linear relation: cov / sqrt((var_a + ε)(var_b + ε)).
+pub fn ncc(a: Tensor<5>, b: Tensor<5>, similarity: Similarity) -> Tensor<1> {
+    match similarity {
+        Similarity::Global => global_ncc(a, b),
+        Similarity::Local { window } => local_ncc(a, b, window),
+    }
+}
+
+fn global_ncc(a: Tensor<5>, b: Tensor<5>) -> Tensor<1> {
+    let n = a.dims()[0];
+    let flat = |t: Tensor<5>| -> Tensor<2> {
+        let t = t.flatten::<2>(1, 4).reshape([n as i32, -1]);
+        let mean = t.clone().mean_dim(1);
+        t - mean
+    };
+    let (a, b) = (flat(a), flat(b));
+    let covariance = (a.clone() * b.clone()).mean_dim(1);
+    let var_a = a.square().mean_dim(1) + NCC_EPSILON;
+    let var_b = b.square().mean_dim(1) + NCC_EPSILON;
+    (covariance / (var_a * var_b).sqrt()).mean()
+}
+
+fn local_ncc(a: Tensor<5>, b: Tensor<5>, window: usize) -> Tensor<1> {
+    let box_mean = |t: Tensor<5>| box_filter(t, window);
+    let (mean_a, mean_b) = (box_mean(a.clone()), box_mean(b.clone()));
+    let var_a = box_mean(a.clone().square()) - mean_a.clone().square() + NCC_EPSILON;
+    let var_b = box_mean(b.clone().square()) - mean_b.clone().square() + NCC_EPSILON;
+    let covariance = box_mean(a * b) - mean_a * mean_b;
+    (covariance / (var_a * var_b).sqrt()).mean()
+}
+
+/// Mean over cubic windows that lie wholly inside, one axis at a time.
+fn box_filter(t: Tensor<5>, window: usize) -> Tensor<5> {
+    (2..5).fold(t, |t, axis| {
+        let n = t.dims()[axis] - window + 1;
+        let sum = (1..window).fold(t.clone().narrow(axis, 0, n), |sum, k| sum + t.clone().narrow(axis, k, n));
+        sum / window as f32
+    })
+}
+
+/// Soft Dice coefficient 2Σps / (Σp + Σs + ε) per organ channel, mean over the organs present in either patch
+/// (an absent organ is left out, not counted as 0). `None` if no organ is present.
+pub fn soft_dice(p: Tensor<5>, s: Tensor<5>) -> Option<Tensor<1>> {
+    let [n, organs, ..] = p.dims();
+    let sum = |t: Tensor<5>| -> Tensor<2> { t.reshape([n as i32, organs as i32, -1]).sum_dim(2).squeeze_dim::<2>(2) };
+    let overlap = sum(p.clone() * s.clone());
+    let total = sum(p) + sum(s);
+    let present = total.clone().without_autodiff().greater_elem(0.5).float();
+    let count: f32 = present.clone().sum().into_scalar();
+    if count == 0.0 {
+        return None;
+    }
+    let present = if total.is_autodiff() { present.autodiff() } else { present };
+    let dice = overlap * 2.0 / (total + DICE_EPSILON);
+    Some((dice * present).sum() / count)
+}
+
+/// Bending energy of `u` (mm) on a grid of `spacing` mm: mean over interior voxels and the three components of
+/// u_xx² + u_yy² + u_zz² + 2u_xy² + 2u_xz² + 2u_yz², by compact second differences.
+pub fn bending_energy(u: Tensor<5>, spacing: f32) -> Tensor<1> {
+    let [_, _, d, h, w] = u.dims();
+    let size = [d, h, w];
+    // The interior shifted by -1, 0 or 1 voxel along each axis.
+    let at = |shift: [isize; 3]| -> Tensor<5> {
+        (0..3).fold(u.clone(), |t, a| t.narrow(a + 2, (1 + shift[a]) as usize, size[a] - 2))
+    };
+    let along = |axis: usize, step: isize| -> [isize; 3] {
+        let mut s = [0; 3];
+        s[axis] = step;
+        s
+    };
+    let h2 = spacing * spacing;
+    let centre = at([0; 3]) * 2.0;
+    let mut energy = (0..3)
+        .map(|a| ((at(along(a, 1)) + at(along(a, -1)) - centre.clone()) / h2).square())
+        .reduce(|sum, term| sum + term)
+        .expect("three axes");
+    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+        let corner = |sa: isize, sb: isize| {
+            let mut s = [0; 3];
+            (s[a], s[b]) = (sa, sb);
+            at(s)
+        };
+        let mixed = (corner(1, 1) + corner(-1, -1) - corner(1, -1) - corner(-1, 1)) / (4.0 * h2);
+        energy = energy + mixed.square() * 2.0;
+    }
+    energy.mean()
+}
+
+/// How the critic's score map becomes a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reduction {
+    /// Mean over the map.
+    #[default]
+    Mean,
+    /// Sum over the map, mean over the batch (perhaps what the authors did: λ2 = 0.01 hints at it).
+    Sum,
+}
+
+/// E[D(.)] of a score map \[n, 1, ...\].
+pub fn expectation(scores: Tensor<5>, reduction: Reduction) -> Tensor<1> {
+    let n = scores.dims()[0] as f32;
+    match reduction {
+        Reduction::Mean => scores.mean(),
+        Reduction::Sum => scores.sum() / n,
+    }
+}
