@@ -1,0 +1,180 @@
+//! The CPU: [`KernelOps`] for Burn's Flex backend on top of `jrs-kernels`.
+
+use super::{ConvSpec, Flex, FloatTensor, KernelOps, NetOps};
+use burn::backend::TensorMetadata;
+use burn::tensor::TensorData;
+use burn_flex::FlexTensor;
+use jrs_kernels::{Conv3d, Epilogue, leaky_norm, upsample_concat, warp};
+use libjrs::network::{BN_EPSILON, LEAKY_SLOPE};
+
+impl KernelOps for Flex {
+    fn conv3d_forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, spec: ConvSpec) -> FlexTensor {
+        let conv = convolution(&x, &weight, spec);
+        let mut y = vec![0.0; conv.output_len()];
+        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        conv.forward(values(&x), values(&weight), values(&bias), Epilogue::None, &mut y);
+        let [d, h, w] = conv.output();
+        tensor(y, vec![conv.batch, conv.c_out, d, h, w])
+    }
+
+    fn conv3d_input_gradient(x: FlexTensor, weight: FlexTensor, dy: FlexTensor, spec: ConvSpec) -> FlexTensor {
+        let conv = convolution(&x, &weight, spec);
+        let mut dx = vec![0.0; conv.input_len()];
+        let (weight, dy) = (weight.to_contiguous(), dy.to_contiguous());
+        conv.input_gradient(values(&dy), values(&weight), &mut dx);
+        tensor(dx, x.shape().to_vec())
+    }
+
+    fn conv3d_weight_gradient(x: FlexTensor, weight: FlexTensor, dy: FlexTensor, spec: ConvSpec) -> FlexTensor {
+        let conv = convolution(&x, &weight, spec);
+        let mut dweight = vec![0.0; conv.weight_len()];
+        let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
+        conv.weight_gradient(values(&x), values(&dy), &mut dweight);
+        tensor(dweight, weight.shape().to_vec())
+    }
+
+    fn conv3d_bias_gradient(dy: FlexTensor) -> FlexTensor {
+        let [n, c, d, h, w] = dims(&dy);
+        let dy = dy.to_contiguous();
+        let mut dbias = vec![0.0; c];
+        // The bias gradient depends on the output's shape only.
+        let conv = Conv3d { batch: n, c_in: 1, c_out: c, input: [d, h, w], kernel: 1, stride: 1, padding: 0 };
+        conv.bias_gradient(values(&dy), &mut dbias);
+        tensor(dbias, vec![c])
+    }
+
+    fn leaky_statistics(x: FlexTensor) -> FlexTensor {
+        let [n, c, d, h, w] = dims(&x);
+        let x = x.to_contiguous();
+        let (mean, var) = leaky_norm::batch_stats(values(&x), n, c, d * h * w, LEAKY_SLOPE);
+        tensor([mean, var].concat(), vec![2, c])
+    }
+
+    fn leaky_norm_forward(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, statistics: FlexTensor) -> FlexTensor {
+        let (x, gamma, beta) = (x.to_contiguous(), gamma.to_contiguous(), beta.to_contiguous());
+        let statistics = statistics.to_contiguous();
+        let (mean, var) = halves(values(&statistics));
+        let mut y = vec![0.0; values(&x).len()];
+        leaky_norm::forward(values(&x), mean, var, values(&gamma), values(&beta), BN_EPSILON, LEAKY_SLOPE, &mut y);
+        tensor(y, x.shape().to_vec())
+    }
+
+    fn leaky_norm_backward(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        statistics: FlexTensor,
+        dy: FlexTensor,
+    ) -> (FlexTensor, FlexTensor) {
+        let (x, gamma, dy) = (x.to_contiguous(), gamma.to_contiguous(), dy.to_contiguous());
+        let statistics = statistics.to_contiguous();
+        let (mean, var) = halves(values(&statistics));
+        let channels = mean.len();
+        let mut dx = vec![0.0; values(&x).len()];
+        let mut dparams = vec![0.0; 2 * channels];
+        let (dgamma, dbeta) = dparams.split_at_mut(channels);
+        leaky_norm::backward(
+            values(&x),
+            values(&dy),
+            mean,
+            var,
+            values(&gamma),
+            BN_EPSILON,
+            LEAKY_SLOPE,
+            &mut dx,
+            dgamma,
+            dbeta,
+        );
+        (tensor(dx, x.shape().to_vec()), tensor(dparams, vec![2, channels]))
+    }
+
+    fn upsample_concat_forward(deep: FlexTensor, skip: FlexTensor, crop: usize) -> FlexTensor {
+        let geometry = upsampling(&deep, &skip, crop);
+        let (deep, skip) = (deep.to_contiguous(), skip.to_contiguous());
+        let mut y = vec![0.0; geometry.output_len()];
+        geometry.forward(values(&deep), values(&skip), &mut y);
+        let [d, h, w] = geometry.output();
+        tensor(y, vec![geometry.batch, geometry.c_deep + geometry.c_skip, d, h, w])
+    }
+
+    fn upsample_concat_backward(
+        deep: FlexTensor,
+        skip: FlexTensor,
+        dy: FlexTensor,
+        crop: usize,
+    ) -> (FlexTensor, FlexTensor) {
+        let geometry = upsampling(&deep, &skip, crop);
+        let dy = dy.to_contiguous();
+        let mut ddeep = vec![0.0; deep.shape().num_elements()];
+        let mut dskip = vec![0.0; skip.shape().num_elements()];
+        geometry.backward(values(&dy), &mut ddeep, &mut dskip);
+        (tensor(ddeep, deep.shape().to_vec()), tensor(dskip, skip.shape().to_vec()))
+    }
+
+    fn warp_forward(source: FlexTensor, u: FlexTensor, offset: usize) -> FlexTensor {
+        let geometry = warping(&source, &u, offset);
+        let (source, u) = (source.to_contiguous(), u.to_contiguous());
+        let [n, _, d, h, w] = dims(&u);
+        let mut y = vec![0.0; n * geometry.channels * d * h * w];
+        geometry.forward(values(&source), values(&u), &mut y);
+        tensor(y, vec![n, geometry.channels, d, h, w])
+    }
+
+    fn warp_backward(source: FlexTensor, u: FlexTensor, dy: FlexTensor, offset: usize) -> FlexTensor {
+        let geometry = warping(&source, &u, offset);
+        let (source, u, dy) = (source.to_contiguous(), u.to_contiguous(), dy.to_contiguous());
+        let mut du = vec![0.0; values(&u).len()];
+        geometry.backward(values(&source), values(&u), values(&dy), &mut du);
+        tensor(du, u.shape().to_vec())
+    }
+}
+
+impl NetOps for Flex {
+    fn conv3d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        spec: ConvSpec,
+    ) -> FloatTensor<Self> {
+        Self::conv3d_forward(x, weight, bias, spec)
+    }
+
+    fn leaky_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        statistics: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::leaky_norm_forward(x, gamma, beta, statistics)
+    }
+
+    fn upsample_concat(deep: FloatTensor<Self>, skip: FloatTensor<Self>, crop: usize) -> FloatTensor<Self> {
+        Self::upsample_concat_forward(deep, skip, crop)
+    }
+
+    fn warp(source: FloatTensor<Self>, u: FloatTensor<Self>, offset: usize) -> FloatTensor<Self> {
+        Self::warp_forward(source, u, offset)
+    }
+}
+
+fn convolution(x: &FlexTensor, weight: &FlexTensor, spec: ConvSpec) -> Conv3d {
+    let [batch, c_in, d, h, w] = dims(x);
+    let [c_out, _, kernel, ..] = dims(weight);
+    Conv3d { batch, c_in, c_out, input: [d, h, w], kernel, stride: spec.stride, padding: spec.padding }
+}
+
+fn dims(t: &FlexTensor) -> [usize; 5] {
+    t.shape().to_vec().try_into().expect("a batch x channel x z x y x x tensor")
+}
+
+/// The values of a contiguous tensor.
+fn values(t: &FlexTensor) -> &[f32] {
+    t.as_slice::<f32>().expect("contiguous f32")
+}
+
+fn halves(statistics: &[f32]) -> (&[f32], &[f32]) {
+    statistics.split_at(statistics.len() / 2)
+}
+
+fn tensor(data: Vec<f32>, shape: Vec<usize>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(data, shape))
+}
