@@ -1,6 +1,8 @@
 //! Where voxels are: grids in LPS millimetres and affine maps between physical points.
 
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// A point or a vector in LPS millimetres (x towards the patient's left, y posterior, z superior).
 pub type Point = [f64; 3];
@@ -152,6 +154,67 @@ impl Affine {
         let t = mat_vec(&matrix, self.translation);
         Some(Affine { matrix, translation: [-t[0], -t[1], -t[2]] })
     }
+}
+
+/// A grid from file geometry, refused unless spacing is positive and the axes are orthonormal within 1e-3.
+///
+/// Single-precision files carry directions with errors near 1e-7, so the axes are made orthonormal again
+/// (Gram-Schmidt): [`Grid::to_index`] relies on it.
+pub(crate) fn checked_grid(
+    path: &Path,
+    size: [usize; 3],
+    spacing: [f64; 3],
+    origin: Point,
+    direction: [[f64; 3]; 3],
+) -> Result<Grid> {
+    const FIX: &str = "Write the file again with a rigid, finite image geometry";
+    let finite = origin.iter().chain(direction.as_flattened()).all(|v| v.is_finite());
+    if !finite || spacing.iter().any(|s| !(s.is_finite() && *s > 0.0)) {
+        return Err(Error::file(
+            path,
+            format!(
+                "the geometry is unusable: spacing {spacing:?}, origin {origin:?}, direction {direction:?}"
+            ),
+            FIX,
+        ));
+    }
+    if size.contains(&0) {
+        return Err(Error::file(path, format!("the size {size:?} has an axis without voxels"), FIX));
+    }
+    let column = |a: usize| [direction[0][a], direction[1][a], direction[2][a]];
+    let dot = |a: [f64; 3], b: [f64; 3]| a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+    let mut axes: [[f64; 3]; 3] = [[0.0; 3]; 3];
+    for a in 0..3 {
+        let mut v = column(a);
+        let mut skew: f64 = (dot(v, v) - 1.0).abs();
+        for axis in axes.iter().take(a) {
+            let along = dot(v, *axis);
+            skew = skew.max(along.abs());
+            v = std::array::from_fn(|i| v[i] - along * axis[i]);
+        }
+        if skew > 1e-3 {
+            return Err(Error::file(
+                path,
+                format!("the axes {direction:?} are not orthonormal: axis {a} is off by {skew:.2e}"),
+                "Resample it to a grid without shear",
+            ));
+        }
+        let norm = dot(v, v).sqrt();
+        axes[a] = v.map(|c| c / norm);
+    }
+    let direction: [[f64; 3]; 3] = std::array::from_fn(|r| std::array::from_fn(|c| axes[c][r]));
+    debug_assert!((determinant(&direction).abs() - 1.0).abs() < 1e-6);
+    Ok(Grid { size, spacing, origin, direction })
+}
+
+/// Bytes of one component, or an error for sizes that cannot be held.
+pub(crate) fn voxel_count(path: &Path, size: [usize; 3]) -> Result<usize> {
+    size.iter()
+        .try_fold(1usize, |n, &s| n.checked_mul(s))
+        .filter(|n| n.checked_mul(3 * 8).is_some())
+        .ok_or_else(|| {
+            Error::file(path, format!("the size {size:?} overflows"), "Check that the file is whole")
+        })
 }
 
 #[cfg(test)]

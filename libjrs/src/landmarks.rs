@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::field_io::write_atomically;
+use crate::atomic::write_atomically;
 use crate::geometry::Point;
 use crate::{Error, Result};
 

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod align;
+mod atomic;
 pub mod engine;
 pub mod error;
 pub mod field;

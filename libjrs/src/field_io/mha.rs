@@ -4,7 +4,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use super::{checked_grid, voxel_count, write_atomically};
+use crate::atomic::write_atomically;
+use crate::geometry::{checked_grid, voxel_count};
 use crate::volume::DisplacementField;
 use crate::{Error, Result};
 

@@ -27,12 +27,8 @@ mod nifti5d;
 pub use mha::{read_mha, write_mha};
 pub use nifti5d::{NiftiFlavour, read_nifti, write_nifti};
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 
-use crate::geometry::{Grid, Point, determinant};
 use crate::volume::DisplacementField;
 use crate::{Error, Result};
 
@@ -82,101 +78,12 @@ impl Format {
     }
 }
 
-/// Runs `fill` on a temporary file beside `path` and renames it to `path`; on any error nothing is left.
-pub(crate) fn write_atomically(
-    path: &Path,
-    fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
-) -> Result<()> {
-    static SERIAL: AtomicU32 = AtomicU32::new(0);
-    let name = path.file_name().ok_or_else(|| {
-        Error::file(path, "the path names no file", "Give the name of the file that is to be written")
-    })?;
-    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let temporary: PathBuf =
-        path.with_file_name(format!(".{}.{}-{serial}.tmp", name.to_string_lossy(), std::process::id()));
-    let attempt = || {
-        let mut file = BufWriter::new(File::create(&temporary)?);
-        fill(&mut file)?;
-        file.flush()?;
-        file.get_ref().sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    attempt().map_err(|e| {
-        // The first error is the one to report; the temporary file may never have existed.
-        let _ = fs::remove_file(&temporary);
-        Error::io(
-            path,
-            e,
-            "Check that the folder exists, that it can be written and that the disk is not full",
-        )
-    })
-}
-
-/// A grid from file geometry, refused unless spacing is positive and the axes are orthonormal within 1e-3.
-///
-/// Single-precision files carry directions with errors near 1e-7, so the axes are made orthonormal again
-/// (Gram-Schmidt): [`Grid::to_index`] relies on it.
-fn checked_grid(
-    path: &Path,
-    size: [usize; 3],
-    spacing: [f64; 3],
-    origin: Point,
-    direction: [[f64; 3]; 3],
-) -> Result<Grid> {
-    const FIX: &str = "Write the field again with a rigid, finite image geometry";
-    let finite = origin.iter().chain(direction.as_flattened()).all(|v| v.is_finite());
-    if !finite || spacing.iter().any(|s| !(s.is_finite() && *s > 0.0)) {
-        return Err(Error::file(
-            path,
-            format!(
-                "the geometry is unusable: spacing {spacing:?}, origin {origin:?}, direction {direction:?}"
-            ),
-            FIX,
-        ));
-    }
-    if size.contains(&0) {
-        return Err(Error::file(path, format!("the size {size:?} has an axis without voxels"), FIX));
-    }
-    let column = |a: usize| [direction[0][a], direction[1][a], direction[2][a]];
-    let dot = |a: [f64; 3], b: [f64; 3]| a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
-    let mut axes: [[f64; 3]; 3] = [[0.0; 3]; 3];
-    for a in 0..3 {
-        let mut v = column(a);
-        let mut skew: f64 = (dot(v, v) - 1.0).abs();
-        for axis in axes.iter().take(a) {
-            let along = dot(v, *axis);
-            skew = skew.max(along.abs());
-            v = std::array::from_fn(|i| v[i] - along * axis[i]);
-        }
-        if skew > 1e-3 {
-            return Err(Error::file(
-                path,
-                format!("the axes {direction:?} are not orthonormal: axis {a} is off by {skew:.2e}"),
-                "Resample the field to a grid without shear",
-            ));
-        }
-        let norm = dot(v, v).sqrt();
-        axes[a] = v.map(|c| c / norm);
-    }
-    let direction: [[f64; 3]; 3] = std::array::from_fn(|r| std::array::from_fn(|c| axes[c][r]));
-    debug_assert!((determinant(&direction).abs() - 1.0).abs() < 1e-6);
-    Ok(Grid { size, spacing, origin, direction })
-}
-
-/// Bytes of one component, or an error for sizes that cannot be held.
-fn voxel_count(path: &Path, size: [usize; 3]) -> Result<usize> {
-    size.iter()
-        .try_fold(1usize, |n, &s| n.checked_mul(s))
-        .filter(|n| n.checked_mul(3 * 8).is_some())
-        .ok_or_else(|| {
-            Error::file(path, format!("the size {size:?} overflows"), "Check that the file is whole")
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::geometry::Grid;
     use crate::geometry::mat_mul;
+    use std::fs;
 
     /// An oblique, anisotropic grid (rotated about two axes) with a field that differs in every voxel.
     pub(super) fn oblique_field() -> DisplacementField {
