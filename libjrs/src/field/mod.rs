@@ -9,9 +9,10 @@
 
 mod compose;
 mod inverse;
-mod trilinear;
+pub(crate) mod trilinear;
 mod warp;
 
 pub use compose::{compose_with_affine, resample_field};
 pub use inverse::{InverseConsistency, InversePoint, TOLERANCE_MM, inverse_consistency, invert_points};
+pub(crate) use warp::heaviest_label;
 pub use warp::{map_point, out_of_field, sample, sample_clamped, warp_image, warp_labels};

@@ -3,7 +3,7 @@
 use crate::geometry::{Affine, Grid, mat_mul, mat_vec};
 
 /// The eight voxels around a continuous index and their weights (which sum to 1).
-pub(super) struct Cell {
+pub(crate) struct Cell {
     base: usize,
     /// Linear-index step to the upper neighbour along each axis; 0 where there is none.
     step: [usize; 3],
@@ -61,7 +61,7 @@ impl Cell {
 
 /// Maps a voxel of one grid and its displacement straight to a continuous index of another grid:
 /// `index = voxel_part * voxel + u_part * u + constant`.
-pub(super) struct IndexMap {
+pub(crate) struct IndexMap {
     voxel_part: [[f64; 3]; 3],
     u_part: [[f64; 3]; 3],
     constant: [f64; 3],

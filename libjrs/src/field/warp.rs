@@ -74,7 +74,8 @@ fn through_field<T: Sync, V: Copy + Send + Default>(
     Volume { grid: fixed.clone(), data }
 }
 
-fn heaviest_label(cell: &Cell, labels: &[u8]) -> u8 {
+/// The label of the largest linear weight in a cell; equal weights go to the smaller label.
+pub(crate) fn heaviest_label(cell: &Cell, labels: &[u8]) -> u8 {
     let corner = cell.corners().map(|i| labels[i]);
     if corner.iter().all(|&l| l == corner[0]) {
         return corner[0];
