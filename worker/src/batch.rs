@@ -77,8 +77,10 @@ pub fn real_pairs(
         let theta = Theta::draw(&mut draws);
         images.extend(theta.image(&centre(f, patches[0].edge), inner, &mut draws));
         if !organs.is_empty() {
-            let union: Vec<f32> =
-                centre(s_f, patches[0].edge).iter().map(|l| f32::from(u8::from(organs.contains(l)))).collect();
+            let union: Vec<f32> = centre(s_f, patches[0].edge)
+                .iter()
+                .map(|l| f32::from(u8::from(organs.contains(l))))
+                .collect();
             match segmentation {
                 RealSegmentation::Raw => masks.extend(union),
                 RealSegmentation::Theta => masks.extend(theta.displace(&union, inner)),
@@ -86,7 +88,8 @@ pub fn real_pairs(
         }
     }
     let n = 2 * patches.len();
-    let tensor = |data: Vec<f32>| Tensor::<5>::from_data(TensorData::new(data, [n, 1, inner, inner, inner]), device);
+    let tensor =
+        |data: Vec<f32>| Tensor::<5>::from_data(TensorData::new(data, [n, 1, inner, inner, inner]), device);
     RealPair { image: tensor(images), mask: (!organs.is_empty()).then(|| tensor(masks)) }
 }
 

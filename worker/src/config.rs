@@ -323,15 +323,23 @@ impl TrainConfig {
             ));
         }
         if s.batch % s.micro_batch != 0 {
-            return Err(format!("sampling.micro_batch {} does not divide sampling.batch {}", s.micro_batch, s.batch));
+            return Err(format!(
+                "sampling.micro_batch {} does not divide sampling.batch {}",
+                s.micro_batch, s.batch
+            ));
         }
         if let Similarity::Local { window } = self.loss.similarity
             && (window % 2 == 0 || window < 3 || window > s.patch - 40)
         {
-            return Err(format!("loss.similarity.local.window is {window}; it needs an odd number from 3 up"));
+            return Err(format!(
+                "loss.similarity.local.window is {window}; it needs an odd number from 3 up"
+            ));
         }
         if self.checkpoint.keep_last < 2 {
-            return Err(format!("checkpoint.keep_last is {}; at least 2 are kept", self.checkpoint.keep_last));
+            return Err(format!(
+                "checkpoint.keep_last is {}; at least 2 are kept",
+                self.checkpoint.keep_last
+            ));
         }
         if !(self.loss.smoothness >= 0.0 && self.loss.adversarial >= 0.0) {
             return Err("loss.smoothness and loss.adversarial must not be negative".into());

@@ -67,7 +67,9 @@ fn box_filter(t: Tensor<5>, window: usize) -> Tensor<5> {
 /// (an absent organ is left out, not counted as 0). `None` if no organ is present.
 pub fn soft_dice(p: Tensor<5>, s: Tensor<5>) -> Option<Tensor<1>> {
     let [n, organs, ..] = p.dims();
-    let sum = |t: Tensor<5>| -> Tensor<2> { t.reshape([n as i32, organs as i32, -1]).sum_dim(2).squeeze_dim::<2>(2) };
+    let sum = |t: Tensor<5>| -> Tensor<2> {
+        t.reshape([n as i32, organs as i32, -1]).sum_dim(2).squeeze_dim::<2>(2)
+    };
     let overlap = sum(p.clone() * s.clone());
     let total = sum(p) + sum(s);
     let present = total.clone().without_autodiff().greater_elem(0.5).float();

@@ -2,8 +2,8 @@
 
 use crate::config::{Optimizer as OptimizerConfig, Rule, Schedule};
 use burn::optim::{
-    Adam, AdamConfig, AdamState, AdaptiveMomentumState, CenteredState, Optimizer as _, RmsProp, RmsPropConfig,
-    RmsPropState, SquareAvgState,
+    Adam, AdamConfig, AdamState, AdaptiveMomentumState, CenteredState, Optimizer as _, RmsProp,
+    RmsPropConfig, RmsPropState, SquareAvgState,
 };
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -63,9 +63,11 @@ impl Optimizer {
 
     /// State for a checkpoint.
     pub fn store(&self) -> StoredState {
-        let host = |t: &Tensor<1>| t.to_data().into_vec::<f32>().expect("moments are f32");
+        let host = |t: &Tensor<1>| t.to_data().try_into_vec::<f32>().expect("moments are f32");
         match &self.rule {
-            RuleState::Rmsprop(_, Some(s)) => StoredState { time: 0, moments: vec![host(&s.square_avg.square_avg)] },
+            RuleState::Rmsprop(_, Some(s)) => {
+                StoredState { time: 0, moments: vec![host(&s.square_avg.square_avg)] }
+            }
             RuleState::Adam(_, Some(s)) => StoredState {
                 time: s.momentum.time as u64,
                 moments: vec![host(&s.momentum.moment_1), host(&s.momentum.moment_2)],

@@ -55,12 +55,8 @@ pub fn to_bytes(gan: &Gan, cursor: Cursor, best: Option<&Best>) -> Vec<u8> {
         tensors.push(("best.values".into(), best.values.clone()));
         push_statistics(&mut tensors, "best", &best.statistics);
     }
-    let header = Header {
-        cursor,
-        generator_time,
-        critic_time,
-        best: best.map(|b| (b.iteration, b.msd_mm, b.since)),
-    };
+    let header =
+        Header { cursor, generator_time, critic_time, best: best.map(|b| (b.iteration, b.msd_mm, b.since)) };
     // A single metadata entry: the order of several would follow a hash map.
     let header = serde_json::to_string(&header).expect("plain values always serialise");
     let views: Vec<(String, TensorView<'_>)> = tensors
@@ -86,7 +82,8 @@ pub fn restore(bytes: &[u8], gan: &mut Gan, device: &Device) -> Result<(Cursor, 
     };
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| wrong(e.to_string()))?;
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| wrong(e.to_string()))?;
-    let header = metadata.metadata().as_ref().and_then(|m| m.get(KEY)).ok_or_else(|| wrong(format!("no {KEY}")))?;
+    let header =
+        metadata.metadata().as_ref().and_then(|m| m.get(KEY)).ok_or_else(|| wrong(format!("no {KEY}")))?;
     let header: Header = serde_json::from_str(header).map_err(|e| wrong(e.to_string()))?;
     let read = |name: &str| -> Result<Vec<f32>> {
         let view = tensors.tensor(name).map_err(|e| wrong(format!("{name}: {e}")))?;
@@ -142,9 +139,9 @@ fn restore_trained(
     }
     trained.parameters = Parameters::from_values(&trained.parameters.layers.clone(), values, device);
     restore_statistics(prefix, &mut trained.statistics, read, wrong)?;
-    let moments: Vec<Vec<f32>> =
-        (0..2).map_while(|i| read(&format!("{prefix}.moment{i}")).ok()).collect();
-    if moments.iter().any(|m| m.len() != expected) || !trained.optimizer.restore(&StoredState { time, moments }, device)
+    let moments: Vec<Vec<f32>> = (0..2).map_while(|i| read(&format!("{prefix}.moment{i}")).ok()).collect();
+    if moments.iter().any(|m| m.len() != expected)
+        || !trained.optimizer.restore(&StoredState { time, moments }, device)
     {
         return Err(wrong(format!("{prefix}'s optimiser state is another rule's")));
     }

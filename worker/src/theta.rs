@@ -119,7 +119,8 @@ fn smooth(image: &[f32], edge: usize, sigma: f32) -> Vec<f32> {
             *v = (-RADIUS..=RADIUS)
                 .map(|d| {
                     let to = (position + d).clamp(0, edge as isize - 1);
-                    kernel[(d + RADIUS) as usize] * current[(i as isize + (to - position) * stride as isize) as usize]
+                    kernel[(d + RADIUS) as usize]
+                        * current[(i as isize + (to - position) * stride as isize) as usize]
                 })
                 .sum();
         }
@@ -136,7 +137,8 @@ mod tests {
     #[test]
     fn changes_a_little_and_is_reproducible() {
         let edge = 12;
-        let image: Vec<f32> = (0..edge * edge * edge).map(|i| ((i % edge) as f32 / 6.0 - 1.0) * 0.5).collect();
+        let image: Vec<f32> =
+            (0..edge * edge * edge).map(|i| ((i % edge) as f32 / 6.0 - 1.0) * 0.5).collect();
         for k in 0..20 {
             let once = || {
                 let mut rng = stream(3, Purpose::Theta, &[k]);
@@ -146,7 +148,8 @@ mod tests {
             let changed = once();
             assert_eq!(changed, once());
             assert_ne!(changed, image);
-            let mean = changed.iter().zip(&image).map(|(a, b)| (a - b).abs()).sum::<f32>() / image.len() as f32;
+            let mean =
+                changed.iter().zip(&image).map(|(a, b)| (a - b).abs()).sum::<f32>() / image.len() as f32;
             assert!(mean < 0.3, "Θ is a small change, got {mean}");
         }
     }
@@ -154,7 +157,10 @@ mod tests {
     #[test]
     fn field_moves_at_most_half_a_voxel() {
         let mut rng = stream(3, Purpose::Theta, &[99]);
-        let longest = control_field(&mut rng).iter().map(|v| v.iter().map(|c| c * c).sum::<f32>().sqrt()).fold(0.0, f32::max);
+        let longest = control_field(&mut rng)
+            .iter()
+            .map(|v| v.iter().map(|c| c * c).sum::<f32>().sqrt())
+            .fold(0.0, f32::max);
         assert!((longest - MAX_DISPLACEMENT).abs() < 1e-5);
     }
 }

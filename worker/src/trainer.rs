@@ -182,8 +182,14 @@ impl Trainer {
         let g = &self.gan.generator;
         let iteration = self.cursor.iteration;
         let (values, statistics) = (g.parameters.to_vec(), g.statistics.clone());
-        let model =
-            crate::validation::model(&self.config, &self.data.prepared, &values, &statistics, iteration, None);
+        let model = crate::validation::model(
+            &self.config,
+            &self.data.prepared,
+            &values,
+            &statistics,
+            iteration,
+            None,
+        );
         let pairs = self.data.validation.iter().map(|&i| self.data.prepared.load(i));
         let msd_mm = validate(&model, pairs, &self.data.prepared)?;
         let best = self.best.as_ref().is_none_or(|b| msd_mm < b.msd_mm);

@@ -3,9 +3,17 @@
 use crate::config::TrainConfig;
 use crate::nets::RunningStatistics;
 use jrs_data::cache::{Prepared, PreparedPair};
-use libjrs::Result;
+use libjrs::engine::{CpuEngine, infer};
+use libjrs::field::warp_labels;
+use libjrs::geometry::{Grid, mat_vec};
+use libjrs::metrics::surface_distances;
 use libjrs::model::{GeneratorWeights, Model, Provenance};
 use libjrs::network::{GENERATOR, Layer};
+use libjrs::progress::Progress;
+use libjrs::{DisplacementField, Error, Result, Volume};
+
+/// Memory for one inference during training; beyond it the volume is tiled.
+const MAX_BYTES: usize = 2 << 30;
 
 /// The model file's content for flat generator `values` and running `statistics`.
 ///
@@ -35,7 +43,8 @@ pub fn model(
             }
         })
     };
-    let weights = GeneratorWeights::from_tensors(&mut take).expect("one value per parameter of the layer table");
+    let weights =
+        GeneratorWeights::from_tensors(&mut take).expect("one value per parameter of the layer table");
     debug_assert_eq!(values.len(), GENERATOR.iter().map(Layer::parameters).sum::<usize>());
 
     let mut model = Model::new(
@@ -53,4 +62,51 @@ pub fn model(
     model.manifest.preprocessing.spacing_mm = prepared.spacing_mm;
     model.manifest.organs = prepared.organs.iter().map(|o| (o.id, o.name.clone())).collect();
     model
+}
+
+/// Mean MSD in mm over organs and `pairs`, with the inference engine on whole volumes of the working grid.
+/// Contours are carried over as the user will see it (one-hot linear, argmax).
+///
+/// # Errors
+/// If a pair cannot be read, or no organ is present in both scans of any pair.
+pub fn validate(
+    model: &Model,
+    pairs: impl Iterator<Item = Result<PreparedPair>>,
+    prepared: &Prepared,
+) -> Result<f64> {
+    let engine = CpuEngine::new(&model.generator);
+    let mut distances = Vec::new();
+    for pair in pairs {
+        let pair = pair?;
+        let intensities = |hu: &[i16]| -> Vec<f32> { hu.iter().map(|&v| f32::from(v) / 1000.0).collect() };
+        let (fixed, moving) = (intensities(&pair.fixed), intensities(&pair.moving));
+        let along_axes = infer(&engine, &fixed, &moving, pair.grid.size, MAX_BYTES, Progress::SILENT)?;
+        let field = DisplacementField { u: to_lps(&pair.grid, along_axes), grid: pair.grid.clone() };
+        let fixed_labels = Volume::new(pair.grid.clone(), pair.fixed_labels);
+        let moving_labels = Volume::new(pair.grid, pair.moving_labels);
+        let propagated = warp_labels(&moving_labels, &field, None);
+        for organ in &prepared.organs {
+            let surfaces = surface_distances(&fixed_labels, &propagated, organ.id)?;
+            distances.extend(surfaces.map(|s| s.msd));
+        }
+    }
+    if distances.is_empty() {
+        return Err(Error::input(
+            "no organ is present in both scans of any validation pair, so no model is better than another",
+            "Give validation pairs with labels, or set validation.every = 0",
+        ));
+    }
+    Ok(distances.iter().sum::<f64>() / distances.len() as f64)
+}
+
+/// Components along the grid's axes turned into LPS.
+fn to_lps(grid: &Grid, along_axes: [Vec<f32>; 3]) -> [Vec<f32>; 3] {
+    let mut u = along_axes;
+    for i in 0..grid.len() {
+        let v = mat_vec(&grid.direction, [u[0][i], u[1][i], u[2][i]].map(f64::from));
+        for c in 0..3 {
+            u[c][i] = v[c] as f32;
+        }
+    }
+    u
 }

@@ -140,7 +140,8 @@ fn crop_box<T: Copy, U: Copy>(
     for z in z0..z1 {
         for y in y0..y1 {
             let source = |x: usize| (start[0] + x as isize) as usize;
-            let row = ((start[2] + z as isize) as usize * size[1] + (start[1] + y as isize) as usize) * size[0];
+            let row =
+                ((start[2] + z as isize) as usize * size[1] + (start[1] + y as isize) as usize) * size[0];
             for x in x0..x1 {
                 patch[(z * edge + y) * edge + x] = convert(data[row + source(x)]);
             }

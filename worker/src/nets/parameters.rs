@@ -60,7 +60,7 @@ impl Parameters {
 
     /// Values on the host.
     pub fn to_vec(&self) -> Vec<f32> {
-        self.values.to_data().into_vec().expect("parameters are f32")
+        self.values.to_data().try_into_vec().expect("parameters are f32")
     }
 
     /// Views per layer. With `track`, they are leaves of a new autodiff graph.
@@ -194,7 +194,7 @@ impl RunningStatistics {
     /// as in PyTorch.
     pub fn update(&mut self, batch: Vec<(Tensor<2>, usize)>) {
         for ([mean, var], (statistics, count)) in self.blocks.iter_mut().zip(batch) {
-            let new: Vec<f32> = statistics.to_data().into_vec().expect("statistics are f32");
+            let new: Vec<f32> = statistics.to_data().try_into_vec().expect("statistics are f32");
             let channels = mean.len();
             let unbias = count as f32 / (count as f32 - 1.0).max(1.0);
             for c in 0..channels {

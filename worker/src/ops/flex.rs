@@ -4,7 +4,9 @@ use super::{ConvSpec, Flex, FloatTensor, KernelOps, NetOps};
 use burn::backend::TensorMetadata;
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
-use jrs_kernels::{Conv3d, Epilogue, leaky_norm, upsample_concat, warp};
+use jrs_kernels::upsample_concat::UpsampleConcat;
+use jrs_kernels::warp::Warp;
+use jrs_kernels::{Conv3d, Epilogue, leaky_norm};
 use libjrs::network::{BN_EPSILON, LEAKY_SLOPE};
 
 impl KernelOps for Flex {
@@ -17,7 +19,12 @@ impl KernelOps for Flex {
         tensor(y, vec![conv.batch, conv.c_out, d, h, w])
     }
 
-    fn conv3d_input_gradient(x: FlexTensor, weight: FlexTensor, dy: FlexTensor, spec: ConvSpec) -> FlexTensor {
+    fn conv3d_input_gradient(
+        x: FlexTensor,
+        weight: FlexTensor,
+        dy: FlexTensor,
+        spec: ConvSpec,
+    ) -> FlexTensor {
         let conv = convolution(&x, &weight, spec);
         let mut dx = vec![0.0; conv.input_len()];
         let (weight, dy) = (weight.to_contiguous(), dy.to_contiguous());
@@ -25,7 +32,12 @@ impl KernelOps for Flex {
         tensor(dx, x.shape().to_vec())
     }
 
-    fn conv3d_weight_gradient(x: FlexTensor, weight: FlexTensor, dy: FlexTensor, spec: ConvSpec) -> FlexTensor {
+    fn conv3d_weight_gradient(
+        x: FlexTensor,
+        weight: FlexTensor,
+        dy: FlexTensor,
+        spec: ConvSpec,
+    ) -> FlexTensor {
         let conv = convolution(&x, &weight, spec);
         let mut dweight = vec![0.0; conv.weight_len()];
         let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
@@ -50,12 +62,28 @@ impl KernelOps for Flex {
         tensor([mean, var].concat(), vec![2, c])
     }
 
-    fn leaky_norm_forward(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, statistics: FlexTensor) -> FlexTensor {
+    fn leaky_norm_forward(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        statistics: FlexTensor,
+    ) -> FlexTensor {
         let (x, gamma, beta) = (x.to_contiguous(), gamma.to_contiguous(), beta.to_contiguous());
         let statistics = statistics.to_contiguous();
         let (mean, var) = halves(values(&statistics));
+        let [_, _, d, h, w] = dims(&x);
         let mut y = vec![0.0; values(&x).len()];
-        leaky_norm::forward(values(&x), mean, var, values(&gamma), values(&beta), BN_EPSILON, LEAKY_SLOPE, &mut y);
+        leaky_norm::forward(
+            values(&x),
+            mean,
+            var,
+            values(&gamma),
+            values(&beta),
+            BN_EPSILON,
+            LEAKY_SLOPE,
+            d * h * w,
+            &mut y,
+        );
         tensor(y, x.shape().to_vec())
     }
 
@@ -68,7 +96,7 @@ impl KernelOps for Flex {
         let (x, gamma, dy) = (x.to_contiguous(), gamma.to_contiguous(), dy.to_contiguous());
         let statistics = statistics.to_contiguous();
         let (mean, var) = halves(values(&statistics));
-        let channels = mean.len();
+        let [_, channels, d, h, w] = dims(&x);
         let mut dx = vec![0.0; values(&x).len()];
         let mut dparams = vec![0.0; 2 * channels];
         let (dgamma, dbeta) = dparams.split_at_mut(channels);
@@ -80,6 +108,7 @@ impl KernelOps for Flex {
             values(&gamma),
             BN_EPSILON,
             LEAKY_SLOPE,
+            d * h * w,
             &mut dx,
             dgamma,
             dbeta,
@@ -93,7 +122,7 @@ impl KernelOps for Flex {
         let mut y = vec![0.0; geometry.output_len()];
         geometry.forward(values(&deep), values(&skip), &mut y);
         let [d, h, w] = geometry.output();
-        tensor(y, vec![geometry.batch, geometry.c_deep + geometry.c_skip, d, h, w])
+        tensor(y, vec![geometry.batch, geometry.c_up + geometry.c_skip, d, h, w])
     }
 
     fn upsample_concat_backward(
@@ -160,6 +189,17 @@ fn convolution(x: &FlexTensor, weight: &FlexTensor, spec: ConvSpec) -> Conv3d {
     let [batch, c_in, d, h, w] = dims(x);
     let [c_out, _, kernel, ..] = dims(weight);
     Conv3d { batch, c_in, c_out, input: [d, h, w], kernel, stride: spec.stride, padding: spec.padding }
+}
+
+fn upsampling(deep: &FlexTensor, skip: &FlexTensor, crop: usize) -> UpsampleConcat {
+    let [batch, c_up, d, h, w] = dims(deep);
+    UpsampleConcat { batch, c_up, c_skip: dims(skip)[1], low: [d, h, w], crop }
+}
+
+fn warping(source: &FlexTensor, u: &FlexTensor, offset: usize) -> Warp {
+    let [batch, channels, d, h, w] = dims(source);
+    let [_, _, od, oh, ow] = dims(u);
+    Warp { batch, channels, source: [d, h, w], output: [od, oh, ow], offset }
 }
 
 fn dims(t: &FlexTensor) -> [usize; 5] {

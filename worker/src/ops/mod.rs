@@ -68,7 +68,11 @@ pub trait KernelOps: Backend {
         dy: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
     /// Nearest upsampling by two of `deep`, followed by the centre of `skip` (without `crop` voxels per side).
-    fn upsample_concat_forward(deep: FloatTensor<Self>, skip: FloatTensor<Self>, crop: usize) -> FloatTensor<Self>;
+    fn upsample_concat_forward(
+        deep: FloatTensor<Self>,
+        skip: FloatTensor<Self>,
+        crop: usize,
+    ) -> FloatTensor<Self>;
     /// Gradients for `deep` and `skip`, which give only their shapes.
     fn upsample_concat_backward(
         deep: FloatTensor<Self>,
@@ -138,7 +142,11 @@ pub fn leaky_norm(x: Tensor<5>, gamma: Tensor<1>, beta: Tensor<1>, statistics: T
 
 /// concat(nearest x2 upsampling of `deep`, centre of `skip` without `crop` voxels per side) along channels.
 pub fn upsample_concat(deep: Tensor<5>, skip: Tensor<5>, crop: usize) -> Tensor<5> {
-    Tensor::from_dispatch(<Dispatch as NetOps>::upsample_concat(deep.into_dispatch(), skip.into_dispatch(), crop))
+    Tensor::from_dispatch(<Dispatch as NetOps>::upsample_concat(
+        deep.into_dispatch(),
+        skip.into_dispatch(),
+        crop,
+    ))
 }
 
 /// The warp I_m ∘ Φ: `source` \[n, c, D, H, W\] read at voxel `m + offset + u(m)`, trilinear, border-replicated.
