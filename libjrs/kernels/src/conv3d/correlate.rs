@@ -68,12 +68,12 @@ impl Correlation {
             let mut sums = SCRATCH.take(part.planes * blocks * lanes * length);
             for first in (0..self.c_in).step_by(CHANNEL_BLOCK) {
                 let channels = CHANNEL_BLOCK.min(self.c_in - first);
-                window.pack(x, &part, first, channels, &mut packed);
-                let taps = channels * window.taps();
+                let view = window.view(self.isa, x, &part, first, channels, length, &mut packed);
+                let taps = view.offsets.len();
                 for z in 0..part.planes {
                     self.isa.run(Tiles {
-                        input: &packed[z * window.plane_step()..],
-                        offsets: &window.offsets[..taps],
+                        input: &view.values[z * view.plane_step..],
+                        offsets: view.offsets,
                         weights: &weights[first * window.taps() * blocks * lanes..][..taps * blocks * lanes],
                         bias: (first == 0).then_some(&padded_bias),
                         sums: &mut sums[z * blocks * lanes * length..][..blocks * lanes * length],

@@ -45,12 +45,12 @@ pub(super) fn run(conv: &Conv3d, isa: Isa, x: &[f32], dy: &[f32], dweight: &mut 
             spread_rows(conv, &window, part, dy, length, &mut spread);
             for first in (0..conv.c_in).step_by(CHANNEL_BLOCK) {
                 let channels = CHANNEL_BLOCK.min(conv.c_in - first);
-                window.pack(x, part, first, channels, &mut packed);
-                let taps = channels * window.taps();
+                let view = window.view(isa, x, part, first, channels, length, &mut packed);
+                let taps = view.offsets.len();
                 for z in 0..part.planes {
                     isa.run(Outer {
-                        input: &packed[z * window.plane_step()..],
-                        offsets: &window.offsets[..taps],
+                        input: &view.values[z * view.plane_step..],
+                        offsets: view.offsets,
                         dy: &spread[z * blocks * lanes * length..][..blocks * lanes * length],
                         length,
                         sums: &mut sums[first * window.taps() * blocks * lanes..][..taps * blocks * lanes],
