@@ -4,15 +4,15 @@ use rayon::prelude::*;
 
 use crate::simd::{Isa, Kernel, Simd};
 
-/// Input channels packed at a time: 16 x 27 taps of weights for four output channels and the 16 x 9 rows under a
-/// tile fit the L1 cache together.
-pub(super) const CHANNEL_BLOCK: usize = 16;
+/// Input channels at a time: 8 x 27 taps of weights for [`super::correlate::CHANNEL_GROUP`] output channels (14 KB) and
+/// the 8 x 9 rows under a tile (9 KB) fit the L1 cache together.
+pub(super) const CHANNEL_BLOCK: usize = 8;
 /// Target size of a packed window in values: a quarter of a megabyte, half of a common L2 cache.
 const TARGET: usize = 1 << 16;
 /// Room after the last row for a tile that runs over the end: the widest tile of all instruction sets.
 const SLACK: usize = 48;
-/// A convolution is cut into at least this many tasks where its rows allow, whatever the number of threads.
-const TASKS: usize = 64;
+/// A part has at least this many rows, or the halo around it and its last, incomplete tile cost too much.
+const FEWEST_ROWS: usize = 8;
 
 /// A convolution's reading side: which input values its outputs need.
 #[derive(Clone, Copy, Debug)]
@@ -69,18 +69,22 @@ pub(super) struct Part {
 }
 
 impl Window {
-    /// `most_positions` bounds the output positions of a part (rows x row).
-    pub fn new(reading: Reading, batch: usize, most_positions: usize) -> Self {
+    /// Cuts into parts: about `tasks` or more of them where there are rows enough (whatever the number of threads),
+    /// each with at most `positions` output positions (planes x rows x row) if that is at all possible.
+    pub fn new(reading: Reading, batch: usize, tasks: usize, positions: usize) -> Self {
         let Reading { stride: s, kernel: [kd, kh, kw], output: [depth, height, width], .. } = reading;
         let channels = reading.c_in.min(CHANNEL_BLOCK);
-        let planes = if kd > 1 { 2.min(depth) } else { 1 };
         let row = width + (kw - 1) / s;
+        let enough = |planes: usize| {
+            batch * depth.div_ceil(planes) >= tasks && planes * height.min(FEWEST_ROWS) * row <= positions
+        };
+        let planes = if kd > 1 && depth > 1 && enough(2) { 2 } else { 1 };
         let planes_in = (planes - 1) * s + kd;
         let fit = (TARGET / (channels * planes_in * s * s * row)).saturating_sub((kh - 1) / s);
-        let fit = fit.min(most_positions / row).clamp(1, height);
+        let fit = fit.min(positions / (planes * row)).clamp(1, height);
         let layers = batch * depth.div_ceil(planes);
-        let cuts = height.div_ceil(fit).max(TASKS.div_ceil(layers).min(height.div_ceil(4)));
-        let rows = height.div_ceil(cuts);
+        let cuts = height.div_ceil(fit).max(tasks.div_ceil(layers).min(height / FEWEST_ROWS));
+        let rows = height.div_ceil(cuts.max(1));
 
         let area = (rows + (kh - 1) / s) * row;
         let plane = s * s * area;
