@@ -1,1 +1,451 @@
-//! (in work)
+//! From two scans to a deformation: the whole pipeline around the network (`science.md` section 6).
+//!
+//! Both scans are brought onto an isotropic working grid along the fixed scan's axes, the network (or refinement
+//! alone) finds u there, and u is turned into LPS, brought onto the fixed scan's own grid and joined with the
+//! prealignment: T(x) = affine(x + u(x)).
+
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use crate::engine::{CpuEngine, Engine, infer};
+use crate::field::{
+    InverseConsistency, compose_with_affine, inverse_consistency, resample_field, sample_clamped, warp_image,
+};
+use crate::geometry::mat_vec;
+use crate::model::{Model, Preprocessing};
+use crate::progress::Progress;
+use crate::refine::{LevelReport, RefineOptions, refine};
+use crate::{Affine, DisplacementField, Error, Grid, Result, Volume};
+
+/// How to register.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RegisterOptions {
+    /// Maps fixed points to moving points before anything else; the network only finds what is left.
+    pub affine: Affine,
+    /// Bound of the working memory of the network and of refinement, bytes; images and fields come on top.
+    pub max_bytes: usize,
+    /// Gradient steps of test-time refinement; 0 = the network alone.
+    pub refine: RefineOptions,
+    /// Also register moving to fixed, for the inverse-consistency error. Takes twice the time.
+    pub both_directions: bool,
+    /// Number of threads; `None` = the current rayon pool.
+    pub threads: Option<usize>,
+    /// Edge of the working voxels where there is no model to say it, mm.
+    pub spacing_mm: f64,
+}
+
+impl Default for RegisterOptions {
+    fn default() -> Self {
+        Self {
+            affine: Affine::IDENTITY,
+            max_bytes: 4 << 30,
+            refine: RefineOptions { steps: 0, ..Default::default() },
+            both_directions: false,
+            threads: None,
+            spacing_mm: 1.0,
+        }
+    }
+}
+
+/// A finished registration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Registration {
+    /// The prealignment that was used, fixed to moving.
+    pub affine: Affine,
+    /// Total displacement T(x) - x, affine included, on the fixed scan's grid, LPS mm.
+    pub field: DisplacementField,
+    /// u without the affine, on the working grid, LPS mm: T(x) = affine(x + u(x)).
+    pub network_field: DisplacementField,
+    /// moving(T(x)) on the fixed scan's grid, HU; where T(x) leaves the moving scan, its minimum.
+    pub warped: Volume<f32>,
+    /// With [`RegisterOptions::both_directions`]: the total displacement from moving to fixed points, on the moving
+    /// scan's grid, LPS mm.
+    pub backward: Option<DisplacementField>,
+    /// With [`RegisterOptions::both_directions`]: how far fixed -> moving -> fixed misses.
+    pub inverse_consistency: Option<InverseConsistency>,
+    /// What refinement did in the forward direction, per resolution.
+    pub refinement: Vec<LevelReport>,
+    /// Seconds per stage, in order.
+    pub timings: Vec<(&'static str, f64)>,
+    /// What a user should know before using the result.
+    pub warnings: Vec<String>,
+}
+
+/// Registers `moving` to `fixed` (HU) with a trained model on the CPU, or without one by refinement from zero.
+///
+/// # Errors
+/// [`Error::Input`] if the scans are empty, hold no finite values, do not overlap, or there is neither a model nor a
+/// refinement step; [`Error::Cancelled`].
+pub fn register(
+    model: Option<&Model>,
+    fixed: &Volume<f32>,
+    moving: &Volume<f32>,
+    options: &RegisterOptions,
+    progress: Progress,
+) -> Result<Registration> {
+    let engine = model.map(|m| CpuEngine::new(&m.generator));
+    let preprocessing = match model {
+        Some(model) => model.manifest.preprocessing.clone(),
+        None => Preprocessing { spacing_mm: options.spacing_mm, ..Default::default() },
+    };
+    register_with(engine.as_ref().map(|e| e as &dyn Engine), &preprocessing, fixed, moving, options, progress)
+}
+
+/// [`register`] on any engine.
+///
+/// # Errors
+/// As [`register`], and what the engine reports.
+pub fn register_with(
+    engine: Option<&dyn Engine>,
+    preprocessing: &Preprocessing,
+    fixed: &Volume<f32>,
+    moving: &Volume<f32>,
+    options: &RegisterOptions,
+    progress: Progress,
+) -> Result<Registration> {
+    let run = || pipeline(engine, preprocessing, fixed, moving, options, progress);
+    let Some(threads) = options.threads else { return run() };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|e| Error::input(format!("{threads} threads: {e}"), "ask for fewer threads"))?;
+    pool.install(run)
+}
+
+fn pipeline(
+    engine: Option<&dyn Engine>,
+    preprocessing: &Preprocessing,
+    fixed: &Volume<f32>,
+    moving: &Volume<f32>,
+    options: &RegisterOptions,
+    progress: Progress,
+) -> Result<Registration> {
+    if engine.is_none() && options.refine.steps == 0 {
+        return Err(Error::input(
+            "neither a model nor a refinement step",
+            "give a model or ask for refinement",
+        ));
+    }
+    let inverse_affine = options.affine.inverse().ok_or_else(|| {
+        Error::input(
+            format!("the prealignment {:?} is singular", options.affine.matrix),
+            "give another affine",
+        )
+    })?;
+    check_scan(fixed, "fixed")?;
+    check_scan(moving, "moving")?;
+    let mut clock = Clock::default();
+    let mut warnings = Vec::new();
+
+    let grid = working_grid(&fixed.grid, preprocessing.spacing_mm);
+    progress.step("resample", 0, 1)?;
+    let zero = DisplacementField::zero(grid.clone());
+    let air = preprocessing.clip_hu[0] as f32;
+    check_overlap(&grid, &options.affine, &moving.grid, &mut warnings)?;
+    let prepared =
+        |scan: &Volume<f32>, affine| warp_image(scan, &zero, affine, air).map(|v| preprocessing.normalise(v));
+    let images = [prepared(fixed, None), prepared(moving, Some(&options.affine))];
+    drop(zero);
+    clock.lap("resample");
+
+    let mut refinement = Vec::new();
+    let mut solve = |from: usize, to: usize| -> Result<DisplacementField> {
+        let (f, m) = (&images[from].data, &images[to].data);
+        let mut u = match engine {
+            Some(engine) => Some(infer(engine, f, m, grid.size, options.max_bytes, progress)?),
+            None => None,
+        };
+        clock.lap("network");
+        if options.refine.steps > 0 {
+            let limits = RefineOptions {
+                max_bytes: options.refine.max_bytes.min(options.max_bytes),
+                ..options.refine.clone()
+            };
+            let refined = refine(f, m, grid.size, preprocessing.spacing_mm, u.take(), &limits, progress)?;
+            if refinement.is_empty() {
+                refinement = refined.levels;
+            }
+            u = Some(refined.u);
+            clock.lap("refine");
+        }
+        let u = u.expect("there is an engine or a refinement, checked above");
+        Ok(into_lps(u, &grid))
+    };
+    let network_field = solve(0, 1)?;
+    let backward_field = if options.both_directions { Some(solve(1, 0)?) } else { None };
+
+    progress.step("output", 0, 1)?;
+    let field = compose_with_affine(&resample_field(&network_field, &fixed.grid), &options.affine);
+    let floor = moving.data.iter().copied().fold(f32::INFINITY, f32::min);
+    let warped = warp_image(moving, &field, None, floor);
+    let backward = backward_field.map(|v| after_affine(&v, &inverse_affine, &moving.grid));
+    let consistency = match &backward {
+        Some(backward) => inverse_consistency(&field, backward, None)?,
+        None => None,
+    };
+    warn_about(&network_field, &mut warnings);
+    clock.lap("output");
+    progress.step("output", 1, 1)?;
+    Ok(Registration {
+        affine: options.affine,
+        field,
+        network_field,
+        warped,
+        backward,
+        inverse_consistency: consistency,
+        refinement,
+        timings: clock.laps,
+        warnings,
+    })
+}
+
+/// The isotropic grid of `spacing_mm` along `grid`'s axes that fills the same box, centred in it.
+fn working_grid(grid: &Grid, spacing_mm: f64) -> Grid {
+    let size: [usize; 3] = std::array::from_fn(|a| {
+        ((grid.size[a] as f64 * grid.spacing[a] / spacing_mm).round() as usize).max(1)
+    });
+    // The boxes' centres coincide: voxel (n - 1) / 2 of both grids is the same point.
+    let first = std::array::from_fn(|a| {
+        ((grid.size[a] - 1) as f64 - (size[a] - 1) as f64 * spacing_mm / grid.spacing[a]) / 2.0
+    });
+    Grid { size, spacing: [spacing_mm; 3], origin: grid.to_physical(first), direction: grid.direction }
+}
+
+fn check_scan(scan: &Volume<f32>, name: &str) -> Result<()> {
+    let fix = "give a CT scan in HU";
+    if scan.grid.is_empty() {
+        return Err(Error::input(format!("the {name} scan has {:?} voxels", scan.grid.size), fix));
+    }
+    if let Some(i) = scan.data.iter().position(|v| !v.is_finite()) {
+        return Err(Error::input(format!("the {name} scan holds {} at voxel number {i}", scan.data[i]), fix));
+    }
+    let [low, high] =
+        scan.data.iter().fold([f32::INFINITY, f32::NEG_INFINITY], |[l, h], &v| [l.min(v), h.max(v)]);
+    if low == high {
+        return Err(Error::input(format!("every voxel of the {name} scan is {low}"), fix));
+    }
+    Ok(())
+}
+
+/// Refuses scans that do not overlap after prealignment and warns where less than half of the fixed scan is covered.
+fn check_overlap(grid: &Grid, affine: &Affine, moving: &Grid, warnings: &mut Vec<String>) -> Result<()> {
+    const SAMPLES: usize = 16; // per axis
+    let mut inside = 0;
+    for i in 0..SAMPLES.pow(3) {
+        let part = [i % SAMPLES, i / SAMPLES % SAMPLES, i / SAMPLES / SAMPLES];
+        let index =
+            std::array::from_fn(|a| (grid.size[a] - 1) as f64 * part[a] as f64 / (SAMPLES - 1) as f64);
+        let at = moving.to_index(affine.apply(grid.to_physical(index)));
+        inside += usize::from((0..3).all(|a| at[a] >= -0.5 && at[a] <= moving.size[a] as f64 - 0.5));
+    }
+    let share = inside as f64 / SAMPLES.pow(3) as f64;
+    if inside == 0 {
+        return Err(Error::input(
+            format!(
+                "the fixed and the moving scan do not overlap (origins {:?} and {:?} mm)",
+                grid.origin, moving.origin
+            ),
+            "prealign them (translation or rigid), or check the files' positions",
+        ));
+    }
+    if share < 0.5 {
+        warnings.push(format!(
+            "only {:.0} % of the fixed scan is covered by the prealigned moving scan; elsewhere the result is a guess",
+            100.0 * share
+        ));
+    }
+    Ok(())
+}
+
+/// From mm along the grid's index axes to LPS mm.
+fn into_lps(u: [Vec<f32>; 3], grid: &Grid) -> DisplacementField {
+    let [mut x, mut y, mut z] = u;
+    if grid.direction != crate::geometry::IDENTITY {
+        x.par_iter_mut().zip(&mut y).zip(&mut z).for_each(|((x, y), z)| {
+            let v = mat_vec(&grid.direction, [*x, *y, *z].map(f64::from));
+            [*x, *y, *z] = v.map(|c| c as f32);
+        });
+    }
+    DisplacementField { grid: grid.clone(), u: [x, y, z] }
+}
+
+/// Displacement q -> a + v(a) on `grid`, where a = affine(q): the backward map of prealigned scans.
+fn after_affine(v: &DisplacementField, affine: &Affine, grid: &Grid) -> DisplacementField {
+    let [nx, ny, _] = grid.size;
+    let mut field = DisplacementField::zero(grid.clone());
+    let [ux, uy, uz] = &mut field.u;
+    ux.par_iter_mut().zip(uy).zip(uz).enumerate().for_each(|(i, ((ux, uy), uz))| {
+        let q = grid.to_physical([i % nx, i / nx % ny, i / nx / ny].map(|p| p as f64));
+        let a = affine.apply(q);
+        let d = sample_clamped(v, a);
+        [*ux, *uy, *uz] = std::array::from_fn(|c| (a[c] + d[c] - q[c]) as f32);
+    });
+    field
+}
+
+/// The network cannot see farther than its receptive field (`science.md` section 2).
+fn warn_about(field: &DisplacementField, warnings: &mut Vec<String>) {
+    const REACH_MM: f32 = 20.0;
+    let far = (0..field.grid.len()).filter(|&i| field.at(i).iter().any(|c| c.abs() > REACH_MM)).count();
+    if far > 0 {
+        warnings.push(format!(
+            "{far} voxels move by more than {REACH_MM} mm along an axis, which is beyond what the network was trained for"
+        ));
+    }
+}
+
+/// Seconds between laps; laps of one name are added up.
+struct Clock {
+    last: Instant,
+    laps: Vec<(&'static str, f64)>,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { last: Instant::now(), laps: Vec::new() }
+    }
+}
+
+impl Clock {
+    fn lap(&mut self, name: &'static str) {
+        let seconds = self.last.elapsed().as_secs_f64();
+        self.last = Instant::now();
+        match self.laps.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, sum)) => *sum += seconds,
+            None => self.laps.push((name, seconds)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::distance;
+    use crate::model::{GeneratorWeights, Provenance};
+
+    /// A lumpy body in air, HU, as a function of the place: the same anatomy on any grid.
+    fn anatomy(p: [f64; 3]) -> f32 {
+        let inside = 1.0 / (1.0 + ((p[0].powi(2) + p[1].powi(2) + p[2].powi(2)).sqrt() - 22.0).exp());
+        let organs = (p[0] / 3.1).sin() * (p[1] / 3.7 + 0.4).sin() * (p[2] / 2.9 + 1.0).cos();
+        (-1000.0 + inside * (1050.0 + 250.0 * organs)) as f32
+    }
+
+    fn scan(grid: Grid, place: impl Fn([f64; 3]) -> [f64; 3]) -> Volume<f32> {
+        let [nx, ny, _] = grid.size;
+        let at = |i: usize| grid.to_physical([i % nx, i / nx % ny, i / nx / ny].map(|p| p as f64));
+        let data = (0..grid.len()).map(|i| anatomy(place(at(i)))).collect();
+        Volume::new(grid, data)
+    }
+
+    /// Oblique, anisotropic, centred on the origin.
+    fn oblique(size: [usize; 3], spacing: [f64; 3]) -> Grid {
+        let (s, c) = 0.35f64.sin_cos();
+        let direction = [[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]];
+        let mut grid = Grid { size, spacing, origin: [0.0; 3], direction };
+        let middle = grid.to_physical(size.map(|n| (n - 1) as f64 / 2.0));
+        grid.origin = middle.map(|m| -m);
+        grid
+    }
+
+    fn bump(p: [f64; 3]) -> [f64; 3] {
+        let w = (-(p[0] * p[0] + p[1] * p[1] + p[2] * p[2]) / 300.0).exp();
+        [p[0] + 3.0 * w, p[1] - 2.0 * w, p[2] + 2.5 * w]
+    }
+
+    #[test]
+    fn finds_a_deformation_between_oblique_grids_behind_an_affine() {
+        // fixed(x) = anatomy(bump(x)), moving(q) = anatomy(q - shift): the truth is T(x) = bump(x) + shift.
+        let shift = [15.0, -8.0, 4.0];
+        let fixed = scan(oblique([44, 48, 22], [1.25, 1.1, 2.4]), bump);
+        let mut moving_grid = Grid::axis_aligned([60, 56, 34], [1.0, 1.0, 1.7], [-29.5, -27.5, -28.05]);
+        (0..3).for_each(|a| moving_grid.origin[a] += shift[a]);
+        let moving = scan(moving_grid, |q| std::array::from_fn(|a| q[a] - shift[a]));
+        let options = RegisterOptions {
+            affine: Affine { translation: shift, ..Affine::IDENTITY },
+            refine: RefineOptions { steps: 40, ..Default::default() },
+            spacing_mm: 1.5,
+            both_directions: true,
+            ..Default::default()
+        };
+        let result = register(None, &fixed, &moving, &options, Progress::SILENT).unwrap();
+        assert_eq!((&result.field.grid, &result.warped.grid), (&fixed.grid, &fixed.grid));
+        let (mut before, mut after, mut count) = (0.0, 0.0, 0.0);
+        let [nx, ny, _] = fixed.grid.size;
+        for i in 0..fixed.grid.len() {
+            let x = fixed.grid.to_physical([i % nx, i / nx % ny, i / nx / ny].map(|p| p as f64));
+            if distance(x, [0.0; 3]) < 16.0 {
+                let truth: [f64; 3] = std::array::from_fn(|a| bump(x)[a] + shift[a]);
+                let found: [f64; 3] = std::array::from_fn(|a| x[a] + result.field.at(i)[a] as f64);
+                before += distance(options.affine.apply(x), truth);
+                after += distance(found, truth);
+                count += 1.0;
+            }
+        }
+        eprintln!(
+            "mean error {:.2} -> {:.2} mm, {:?}",
+            before / count,
+            after / count,
+            result.inverse_consistency
+        );
+        assert!(after < 0.35 * before, "{} -> {}", before / count, after / count);
+        assert!(result.inverse_consistency.is_some() && result.backward.unwrap().grid == moving.grid);
+        assert!(result.warnings.is_empty(), "{:?}", result.warnings);
+    }
+
+    #[test]
+    fn an_identical_pair_needs_no_correction_and_the_network_runs() {
+        let scan = scan(Grid::axis_aligned([14, 12, 10], [3.0; 3], [-20.0, -17.0, -14.0]), |p| p);
+        let mut model = Model::new(GeneratorWeights::random(1), Provenance::default());
+        model.manifest.preprocessing.spacing_mm = 3.0;
+        // A head of zeros: whatever the network sees, it finds no motion.
+        let head = model.generator.layers.last_mut().unwrap();
+        head.weight.fill(0.0);
+        let result =
+            register(Some(&model), &scan, &scan, &RegisterOptions::default(), Progress::SILENT).unwrap();
+        assert!(result.field.u.iter().flatten().all(|&u| u == 0.0));
+        assert_eq!(result.warped, scan);
+        // A head that says 2 mm along the index axis z everywhere.
+        model.generator.layers.last_mut().unwrap().bias[2] = 2.0;
+        let result =
+            register(Some(&model), &scan, &scan, &RegisterOptions::default(), Progress::SILENT).unwrap();
+        assert!(result.field.u[2].iter().all(|&u| (u - 2.0).abs() < 1e-6));
+        assert!(result.field.u[0].iter().all(|&u| u == 0.0));
+    }
+
+    #[test]
+    fn components_follow_the_fixed_scans_axes() {
+        // The head's 1 mm along index axis x is the direction's first column in LPS.
+        let fixed = scan(oblique([10, 9, 8], [3.0; 3]), |p| p);
+        let mut model = Model::new(GeneratorWeights::random(1), Provenance::default());
+        model.manifest.preprocessing.spacing_mm = 3.0;
+        let head = model.generator.layers.last_mut().unwrap();
+        head.weight.fill(0.0);
+        head.bias[0] = 1.0;
+        let options = RegisterOptions { threads: Some(1), ..Default::default() };
+        let result = register(Some(&model), &fixed, &fixed, &options, Progress::SILENT).unwrap();
+        let (s, c) = 0.35f32.sin_cos();
+        for i in [0, 100, fixed.grid.len() - 1] {
+            let u = result.field.at(i);
+            assert!((u[0] - c).abs() < 1e-5 && (u[1] - s).abs() < 1e-5 && u[2].abs() < 1e-5, "{u:?}");
+        }
+    }
+
+    #[test]
+    fn bad_input_is_refused_with_the_reason() {
+        let good = scan(Grid::axis_aligned([14, 12, 10], [3.0; 3], [-20.0, -17.0, -14.0]), |p| p);
+        let options = RegisterOptions {
+            refine: RefineOptions { steps: 2, ..Default::default() },
+            ..Default::default()
+        };
+        let said = |fixed: &Volume<f32>, moving: &Volume<f32>, options: &RegisterOptions| {
+            register(None, fixed, moving, options, Progress::SILENT).unwrap_err().to_string()
+        };
+        assert!(said(&good, &good, &RegisterOptions::default()).contains("neither a model"));
+        let mut broken = good.clone();
+        broken.data[7] = f32::NAN;
+        assert!(said(&good, &broken, &options).contains("moving scan holds NaN at voxel number 7"));
+        assert!(said(&Volume::filled(good.grid.clone(), 3.0), &good, &options).contains("every voxel"));
+        let mut far = good.clone();
+        far.grid.origin[0] += 500.0;
+        assert!(said(&good, &far, &options).contains("do not overlap"));
+    }
+}

@@ -1,4 +1,4 @@
-//! Time of every generator layer (science.md section 2) for one patch: `speed [edge=96] [repeats=5]`.
+//! Time of every generator layer (science.md section 2) for one patch: `speed [repeats=5]`.
 //!
 //! Prints the best of the repeats in milliseconds and GFLOP/s, for the forward pass (with the inference epilogue),
 //! the input gradient and the weight gradient.
@@ -24,19 +24,75 @@ const LAYERS: [(&str, usize, usize, usize, usize, usize); 13] = [
     ("u", 16, 3, 56, 1, 1),
 ];
 
+/// Seconds: of this thread's own processor time where it does all the work (a busy machine then matters less),
+/// otherwise of the clock on the wall.
+fn now(start: Instant) -> f64 {
+    let own = || -> Option<f64> {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+        Some(text.split(' ').next()?.parse::<f64>().ok()? * 1e-9)
+    };
+    let alone = rayon::current_num_threads() == 1;
+    own().filter(|_| alone).unwrap_or_else(|| start.elapsed().as_secs_f64())
+}
+
 fn best(repeats: usize, mut run: impl FnMut()) -> f64 {
+    let start = Instant::now();
     (0..repeats)
         .map(|_| {
-            let start = Instant::now();
+            let before = now(start);
             run();
-            start.elapsed().as_secs_f64()
+            now(start) - before
         })
         .fold(f64::INFINITY, f64::min)
 }
 
+/// GFLOP/s of all threads doing nothing but AVX2 multiply-adds on registers.
+#[cfg(target_arch = "x86_64")]
+fn peak(repeats: usize) -> Option<f64> {
+    use std::arch::x86_64::*;
+
+    const ROUNDS: usize = 2_000_000;
+    #[target_feature(enable = "avx2,fma")]
+    fn spin() -> f32 {
+        let factor = _mm256_set1_ps(0.999);
+        let mut sums = [_mm256_set1_ps(1.0); 12];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, factor, factor);
+            }
+        }
+        sums.iter().map(|&sum| _mm256_cvtss_f32(sum)).sum()
+    }
+    if !Isa::available().contains(&Isa::Avx2) {
+        return None;
+    }
+    let seconds = best(repeats, || {
+        rayon::broadcast(|_| {
+            // SAFETY: AVX2 and FMA are available, see above.
+            std::hint::black_box(unsafe { spin() });
+        });
+    });
+    Some((ROUNDS * 12 * 16 * rayon::current_num_threads()) as f64 / seconds / 1e9)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn peak(_: usize) -> Option<f64> {
+    None
+}
+
 fn main() {
     let repeats = std::env::args().nth(1).map_or(5, |text| text.parse().expect("a number of repeats"));
+    if std::env::var("RAYON_NUM_THREADS").is_ok_and(|n| n == "1") {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .use_current_thread()
+            .build_global()
+            .expect("no pool yet");
+    }
     println!("{:?}, {} threads", Isa::best(), rayon::current_num_threads());
+    if let Some(peak) = peak(repeats) {
+        println!("AVX2 peak {peak:.0} GFLOP/s");
+    }
     println!("layer      GFLOP |   forward ms  GFLOP/s | input grad ms  GFLOP/s | weight grad ms  GFLOP/s");
     let mut total = [0.0; 4];
     for (name, c_in, c_out, edge, kernel, stride) in LAYERS {

@@ -10,6 +10,10 @@ use crate::simd::{Isa, Kernel, Simd};
 
 /// Vectors of positions in a register tile.
 const VECTORS: usize = 3;
+/// Output channels whose weights stay in the L1 cache together.
+pub(super) const CHANNEL_GROUP: usize = 16;
+/// Parts of a convolution, whatever the number of threads (fewer on small grids).
+const TASKS: usize = 32;
 
 /// A correlation of any kernel size per axis whose outputs may be spread over a larger grid; the forward pass and
 /// the input gradient are instances of it.
@@ -58,7 +62,7 @@ impl Correlation {
             kernel: self.kernel,
             output: self.output,
         };
-        let window = Window::new(reading, self.batch, usize::MAX);
+        let window = Window::new(reading, self.batch, TASKS, usize::MAX);
         let tile = VECTORS * self.isa.lanes();
         let y = SharedMut::new(y);
         window.parts(self.batch).into_par_iter().for_each(|part| {
@@ -68,12 +72,12 @@ impl Correlation {
             let mut sums = SCRATCH.take(part.planes * blocks * lanes * length);
             for first in (0..self.c_in).step_by(CHANNEL_BLOCK) {
                 let channels = CHANNEL_BLOCK.min(self.c_in - first);
-                window.pack(x, &part, first, channels, &mut packed);
-                let taps = channels * window.taps();
+                let view = window.view(self.isa, x, &part, first, channels, length, &mut packed);
+                let taps = view.offsets.len();
                 for z in 0..part.planes {
                     self.isa.run(Tiles {
-                        input: &packed[z * window.plane_step()..],
-                        offsets: &window.offsets[..taps],
+                        input: &view.values[z * view.plane_step..],
+                        offsets: view.offsets,
                         weights: &weights[first * window.taps() * blocks * lanes..][..taps * blocks * lanes],
                         bias: (first == 0).then_some(&padded_bias),
                         sums: &mut sums[z * blocks * lanes * length..][..blocks * lanes * length],
@@ -129,7 +133,8 @@ impl Kernel for Row<'_> {
         match self.epilogue {
             Epilogue::LeakyNorm { slope, scale, shift } => {
                 let (scale, shift) = (scale[self.co], shift[self.co]);
-                for (to, &v) in self.to.iter_mut().step_by(self.step).zip(self.from) {
+                // An epilogue is for the forward pass, whose step is 1.
+                for (to, &v) in self.to.iter_mut().zip(self.from) {
                     *to = scale * (if v < 0.0 { slope * v } else { v }) + shift;
                 }
             }
@@ -181,28 +186,32 @@ impl Tiles<'_> {
         assert!(self.input.len() >= reach && self.weights.len() == blocks * self.offsets.len() * C);
         assert!(self.sums.len() == blocks * C * length);
         assert!(self.bias.is_none_or(|bias| bias.len() == blocks * C));
-        // Tiles outside, output channels inside: a tile's rows stay in the L1 cache for all output channels.
-        for tile in 0..self.tiles {
-            for block in 0..blocks {
-                // SAFETY: `input` reaches `length` past the largest offset, `sums` holds C rows of `length` per
-                // block, `weights` C values per tap and block (all asserted above); the caller has S.
-                unsafe {
-                    let input = self.input.as_ptr().add(tile * width);
-                    let weights = self.weights.as_ptr().add(block * self.offsets.len() * C);
-                    let sums = self.sums.as_mut_ptr().add(block * C * length + tile * width);
-                    let mut acc = [[S::splat(0.0); VECTORS]; C];
-                    for c in 0..C {
-                        for v in 0..VECTORS {
-                            acc[c][v] = match self.bias {
-                                Some(bias) => S::splat(*bias.get_unchecked(block * C + c)),
-                                None => S::load(sums.add(c * length + v * S::LANES)),
-                            };
+        // A group of output channels whose weights fit the L1 cache; in it tiles outside and output channels inside,
+        // so that the rows under a tile are read from the L1 cache too.
+        for group in (0..blocks).step_by(CHANNEL_GROUP / C) {
+            let group = group..blocks.min(group + CHANNEL_GROUP / C);
+            for tile in 0..self.tiles {
+                for block in group.clone() {
+                    // SAFETY: `input` reaches `length` past the largest offset, `sums` holds C rows of `length` per
+                    // block, `weights` C values per tap and block (all asserted above); the caller has S.
+                    unsafe {
+                        let input = self.input.as_ptr().add(tile * width);
+                        let weights = self.weights.as_ptr().add(block * self.offsets.len() * C);
+                        let sums = self.sums.as_mut_ptr().add(block * C * length + tile * width);
+                        let mut acc = [[S::splat(0.0); VECTORS]; C];
+                        for c in 0..C {
+                            for v in 0..VECTORS {
+                                acc[c][v] = match self.bias {
+                                    Some(bias) => S::splat(*bias.get_unchecked(block * C + c)),
+                                    None => S::load(sums.add(c * length + v * S::LANES)),
+                                };
+                            }
                         }
-                    }
-                    S::correlate(&mut acc, input, self.offsets, weights);
-                    for c in 0..C {
-                        for v in 0..VECTORS {
-                            S::store(sums.add(c * length + v * S::LANES), acc[c][v]);
+                        S::correlate(&mut acc, input, self.offsets, weights);
+                        for c in 0..C {
+                            for v in 0..VECTORS {
+                                S::store(sums.add(c * length + v * S::LANES), acc[c][v]);
+                            }
                         }
                     }
                 }

@@ -13,7 +13,7 @@ use crate::simd::{Isa, Kernel, Simd};
 
 /// Taps of a register tile.
 const TAPS: usize = 3;
-/// Most output positions of a part: four channels of `dy` then take half of the L1 cache.
+/// Most output positions of a part: four channels of `dy` then take half of a 32 KB L1 cache.
 const POSITIONS: usize = 1024;
 /// Partial gradients, each over its own share of the planes; added in order at the end.
 const SLOTS: usize = 16;
@@ -27,7 +27,7 @@ pub(super) fn run(conv: &Conv3d, isa: Isa, x: &[f32], dy: &[f32], dweight: &mut 
         kernel: [conv.kernel; 3],
         output: conv.output(),
     };
-    let window = Window::new(reading, conv.batch, POSITIONS);
+    let window = Window::new(reading, conv.batch, SLOTS, POSITIONS);
     let parts = window.parts(conv.batch);
     let lanes = isa.channels();
     let blocks = conv.c_out.div_ceil(lanes);
@@ -45,17 +45,17 @@ pub(super) fn run(conv: &Conv3d, isa: Isa, x: &[f32], dy: &[f32], dweight: &mut 
             spread_rows(conv, &window, part, dy, length, &mut spread);
             for first in (0..conv.c_in).step_by(CHANNEL_BLOCK) {
                 let channels = CHANNEL_BLOCK.min(conv.c_in - first);
-                window.pack(x, part, first, channels, &mut packed);
-                let taps = channels * window.taps();
-                for z in 0..part.planes {
-                    isa.run(Outer {
-                        input: &packed[z * window.plane_step()..],
-                        offsets: &window.offsets[..taps],
-                        dy: &spread[z * blocks * lanes * length..][..blocks * lanes * length],
-                        length,
-                        sums: &mut sums[first * window.taps() * blocks * lanes..][..taps * blocks * lanes],
-                    });
-                }
+                let view = window.view(isa, x, part, first, channels, length, &mut packed);
+                let taps = view.offsets.len();
+                isa.run(Outer {
+                    input: view.values,
+                    plane_step: view.plane_step,
+                    offsets: view.offsets,
+                    dy: &spread,
+                    planes: part.planes,
+                    length,
+                    sums: &mut sums[first * window.taps() * blocks * lanes..][..taps * blocks * lanes],
+                });
             }
         }
     });
@@ -92,11 +92,13 @@ fn spread_rows(conv: &Conv3d, window: &Window, part: &Part, dy: &[f32], length: 
     }
 }
 
-/// `sums[output block][tap][channel] += sum over p of dy[channel][p] * input[p + offset(tap)]`.
+/// `sums[output block][tap][channel] += sum over z, p of dy[z][channel][p] * input[z*plane_step + p + offset(tap)]`.
 struct Outer<'a> {
     input: &'a [f32],
+    plane_step: usize,
     offsets: &'a [usize],
     dy: &'a [f32],
+    planes: usize,
     length: usize,
     sums: &'a mut [f32],
 }
@@ -119,33 +121,38 @@ impl Outer<'_> {
     #[inline(always)]
     unsafe fn all<S: Simd, const C: usize>(self) {
         let taps = self.offsets.len();
-        let blocks = self.dy.len() / (C * self.length);
+        let blocks = self.dy.len() / (C * self.length * self.planes);
         let reach = self.offsets.iter().max().map_or(0, |most| most + self.length);
+        let reach = reach + (self.planes - 1) * self.plane_step;
         assert!(self.length.is_multiple_of(S::LANES) && self.input.len() >= reach);
-        assert!(self.dy.len() == blocks * C * self.length && self.sums.len() == blocks * taps * C);
+        assert!(self.dy.len() == self.planes * blocks * C * self.length);
+        assert!(self.sums.len() == blocks * taps * C);
         for block in 0..blocks {
-            let dy = self.dy[block * C * self.length..].as_ptr();
             for first in (0..taps).step_by(TAPS) {
+                // Repeating the last tap fills an incomplete group; its sums are not used.
+                let offset = |i: usize| self.offsets[(first + i).min(taps - 1)];
+                let offsets = [offset(0), offset(1), offset(2)];
                 let mut acc;
-                // SAFETY: `length` is whole vectors, `input` reaches `length` past the largest offset and `dy` has
-                // C rows of `length` per block (asserted above); the caller has S.
+                // SAFETY: `length` is whole vectors, `input` reaches `length` past the largest offset in the last
+                // plane and `dy` has C rows of `length` per block and plane (asserted above); the caller has S.
                 unsafe {
                     acc = [[S::splat(0.0); TAPS]; C];
-                    // Repeating the last tap fills an incomplete group; its sums are not used.
-                    let offset = |i: usize| self.offsets[(first + i).min(taps - 1)];
-                    let x0 = self.input.as_ptr().add(offset(0));
-                    let x1 = self.input.as_ptr().add(offset(1));
-                    let x2 = self.input.as_ptr().add(offset(2));
-                    let mut p = 0;
-                    while p < self.length {
-                        let (v0, v1, v2) = (S::load(x0.add(p)), S::load(x1.add(p)), S::load(x2.add(p)));
-                        for c in 0..C {
-                            let d = S::load(dy.add(c * self.length + p));
-                            acc[c][0] = S::fma(d, v0, acc[c][0]);
-                            acc[c][1] = S::fma(d, v1, acc[c][1]);
-                            acc[c][2] = S::fma(d, v2, acc[c][2]);
+                    for z in 0..self.planes {
+                        let dy = self.dy.as_ptr().add((z * blocks + block) * C * self.length);
+                        let plane = self.input.as_ptr().add(z * self.plane_step);
+                        let [x0, x1, x2] =
+                            [plane.add(offsets[0]), plane.add(offsets[1]), plane.add(offsets[2])];
+                        let mut p = 0;
+                        while p < self.length {
+                            let (v0, v1, v2) = (S::load(x0.add(p)), S::load(x1.add(p)), S::load(x2.add(p)));
+                            for c in 0..C {
+                                let d = S::load(dy.add(c * self.length + p));
+                                acc[c][0] = S::fma(d, v0, acc[c][0]);
+                                acc[c][1] = S::fma(d, v1, acc[c][1]);
+                                acc[c][2] = S::fma(d, v2, acc[c][2]);
+                            }
+                            p += S::LANES;
                         }
-                        p += S::LANES;
                     }
                 }
                 for tap in first..taps.min(first + TAPS) {

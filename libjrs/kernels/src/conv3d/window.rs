@@ -2,15 +2,17 @@
 
 use rayon::prelude::*;
 
-/// Input channels packed at a time: 16 x 27 taps of weights for four output channels and the 16 x 9 rows under a
-/// tile fit the L1 cache together.
-pub(super) const CHANNEL_BLOCK: usize = 16;
+use crate::simd::{Isa, Kernel, Simd};
+
+/// Input channels at a time: 8 x 27 taps of weights for [`super::correlate::CHANNEL_GROUP`] output channels (14 KB) and
+/// the 8 x 9 rows under a tile (9 KB) fit the L1 cache together.
+pub(super) const CHANNEL_BLOCK: usize = 8;
 /// Target size of a packed window in values: a quarter of a megabyte, half of a common L2 cache.
 const TARGET: usize = 1 << 16;
 /// Room after the last row for a tile that runs over the end: the widest tile of all instruction sets.
 const SLACK: usize = 48;
-/// A convolution is cut into at least this many tasks where its rows allow, whatever the number of threads.
-const TASKS: usize = 64;
+/// A part has at least this many rows, or the halo around it and its last, incomplete tile cost too much.
+const FEWEST_ROWS: usize = 8;
 
 /// A convolution's reading side: which input values its outputs need.
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +42,18 @@ pub(super) struct Window {
     area: usize,
     plane: usize,
     channel: usize,
-    /// Offset of each tap from an output position, in the order channel, kz, ky, kx.
-    pub offsets: Vec<usize>,
+    /// Offset of each tap from an output position in the packed window, in the order channel, kz, ky, kx.
+    packed: Vec<usize>,
+    /// The same in the tensor itself, where its rows already lie as a window's do.
+    direct: Option<Vec<usize>>,
+}
+
+/// Where the outputs of a part find their inputs: output position `p` of plane `z` reads
+/// `values[z * plane_step + p + offset]` for each tap's offset.
+pub(super) struct View<'a> {
+    pub values: &'a [f32],
+    pub offsets: &'a [usize],
+    pub plane_step: usize,
 }
 
 /// The outputs of one task.
@@ -57,34 +69,57 @@ pub(super) struct Part {
 }
 
 impl Window {
-    /// `most_positions` bounds the output positions of a part (rows x row).
-    pub fn new(reading: Reading, batch: usize, most_positions: usize) -> Self {
+    /// Cuts into parts: about `tasks` or more of them where there are rows enough (whatever the number of threads),
+    /// each with at most `positions` output positions (planes x rows x row) if that is at all possible.
+    pub fn new(reading: Reading, batch: usize, tasks: usize, positions: usize) -> Self {
         let Reading { stride: s, kernel: [kd, kh, kw], output: [depth, height, width], .. } = reading;
         let channels = reading.c_in.min(CHANNEL_BLOCK);
-        let planes = if kd > 1 { 2.min(depth) } else { 1 };
         let row = width + (kw - 1) / s;
+        let enough = |planes: usize| {
+            batch * depth.div_ceil(planes) >= tasks && planes * height.min(FEWEST_ROWS) * row <= positions
+        };
+        let planes = if kd > 1 && depth > 1 && enough(2) { 2 } else { 1 };
         let planes_in = (planes - 1) * s + kd;
         let fit = (TARGET / (channels * planes_in * s * s * row)).saturating_sub((kh - 1) / s);
-        let fit = fit.min(most_positions / row).clamp(1, height);
+        let fit = fit.min(positions / (planes * row)).clamp(1, height);
         let layers = batch * depth.div_ceil(planes);
-        let cuts = height.div_ceil(fit).max(TASKS.div_ceil(layers).min(height.div_ceil(4)));
-        let rows = height.div_ceil(cuts);
+        let cuts = height.div_ceil(fit).max(tasks.div_ceil(layers).min(height / FEWEST_ROWS));
+        let rows = height.div_ceil(cuts.max(1));
 
         let area = (rows + (kh - 1) / s) * row;
         let plane = s * s * area;
         let channel = planes_in * plane;
-        let mut offsets = Vec::with_capacity(channels * kd * kh * kw);
-        for ci in 0..channels {
-            for kz in 0..kd {
-                for ky in 0..kh {
-                    for kx in 0..kw {
-                        let phase = ky % s * s + kx % s;
-                        offsets.push(ci * channel + kz * plane + phase * area + ky / s * row + kx / s);
+        let offsets = |channel: usize, plane: usize, area: usize| {
+            let mut offsets = Vec::with_capacity(channels * kd * kh * kw);
+            for ci in 0..channels {
+                for kz in 0..kd {
+                    for ky in 0..kh {
+                        for kx in 0..kw {
+                            let phase = ky % s * s + kx % s;
+                            offsets.push(ci * channel + kz * plane + phase * area + ky / s * row + kx / s);
+                        }
                     }
                 }
             }
+            offsets
+        };
+        let [d, h, w] = reading.input;
+        let inside = depth + kd - 1 <= d && height + kh - 1 <= h;
+        let same_rows = s == 1 && reading.start == [0; 3] && inside && row == w;
+        // Planes that are a multiple of 1 KiB apart compete for a few sets of the L1 cache.
+        let spread = !(h * w).is_multiple_of(256) && !(d * h * w).is_multiple_of(256);
+        let direct = (same_rows && spread).then(|| offsets(d * h * w, h * w, 0));
+        Self {
+            reading,
+            planes,
+            rows,
+            row,
+            area,
+            plane,
+            channel,
+            packed: offsets(channel, plane, area),
+            direct,
         }
-        Self { reading, planes, rows, row, area, plane, channel, offsets }
     }
 
     /// Taps per input channel.
@@ -95,11 +130,6 @@ impl Window {
     /// Values of a packed window.
     pub fn len(&self) -> usize {
         self.reading.c_in.min(CHANNEL_BLOCK) * self.channel + SLACK
-    }
-
-    /// Distance between consecutive output planes in the window.
-    pub fn plane_step(&self) -> usize {
-        self.reading.stride * self.plane
     }
 
     /// Positions from the first output of `part` to its last, gaps between rows included.
@@ -122,18 +152,57 @@ impl Window {
         parts
     }
 
-    /// Copies channels `[first, first + channels)` of `x`, as far as `part` needs them, into `packed`.
-    /// Places outside the input, and the slack at the end, become 0.
-    pub fn pack(&self, x: &[f32], part: &Part, first: usize, channels: usize, packed: &mut [f32]) {
-        let Reading { c_in, input: [d, h, w], start, stride: s, .. } = self.reading;
+    /// The input of `part` in channels `[first, first + channels)` of `x`: in place where that is possible,
+    /// otherwise copied to `buffer`. Each plane can be read `length` positions past any tap's offset.
+    pub fn view<'a>(
+        &'a self,
+        isa: Isa,
+        x: &'a [f32],
+        part: &Part,
+        first: usize,
+        channels: usize,
+        length: usize,
+        buffer: &'a mut [f32],
+    ) -> View<'a> {
+        let Reading { c_in, input: [d, h, w], .. } = self.reading;
+        let taps = channels * self.taps();
+        if let Some(offsets) = &self.direct {
+            let start = (((part.batch * c_in + first) * d + part.z) * h + part.y) * w;
+            let offsets = &offsets[..taps];
+            // A tile may run over the end of the tensor in the last part.
+            if start + (part.planes - 1) * h * w + offsets[taps - 1] + length <= x.len() {
+                return View { values: &x[start..], offsets, plane_step: h * w };
+            }
+        }
+        isa.run(Pack { window: self, x, part, first, channels, packed: &mut *buffer });
+        View { values: buffer, offsets: &self.packed[..taps], plane_step: self.reading.stride * self.plane }
+    }
+}
+
+/// Copies channels `[first, first + channels)` of `x`, as far as `part` needs them, into `packed`.
+/// Places outside the input, and the slack at the end, become 0.
+struct Pack<'a> {
+    window: &'a Window,
+    x: &'a [f32],
+    part: &'a Part,
+    first: usize,
+    channels: usize,
+    packed: &'a mut [f32],
+}
+
+impl Kernel for Pack<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { window, x, part, first, channels, packed } = self;
+        let Reading { c_in, input: [d, h, w], start, stride: s, .. } = window.reading;
         // The whole window, also for the last, smaller parts: what a tile reads past their end must be finite
         // (0 x NaN would count in the weight gradient).
-        let (rows_in, planes_in) = (self.area / self.row, self.channel / self.plane);
+        let (rows_in, planes_in) = (window.area / window.row, window.channel / window.plane);
         for ci in 0..channels {
             let volume = &x[(part.batch * c_in + first + ci) * d * h * w..][..d * h * w];
             for iz in 0..planes_in {
                 let z = start[0] + (part.z * s + iz) as isize;
-                let plane = &mut packed[ci * self.channel + iz * self.plane..][..self.plane];
+                let plane = &mut packed[ci * window.channel + iz * window.plane..][..window.plane];
                 if z < 0 || z >= d as isize {
                     plane.fill(0.0);
                     continue;
@@ -144,7 +213,8 @@ impl Window {
                         let y = start[1] + ((part.y + iy) * s + py) as isize;
                         let source = (y >= 0 && y < h as isize).then(|| &slice[y as usize * w..][..w]);
                         for px in 0..s {
-                            let to = &mut plane[(py * s + px) * self.area + iy * self.row..][..self.row];
+                            let to =
+                                &mut plane[(py * s + px) * window.area + iy * window.row..][..window.row];
                             match source {
                                 Some(source) => pack_row(source, start[2] + px as isize, s, to),
                                 None => to.fill(0.0),
@@ -154,12 +224,12 @@ impl Window {
                 }
             }
         }
-        packed[channels * self.channel..][..SLACK].fill(0.0);
+        packed[channels * window.channel..][..SLACK].fill(0.0);
     }
 }
 
 /// `to[i] = source[from + s*i]`, 0 outside.
-#[inline]
+#[inline(always)]
 fn pack_row(source: &[f32], from: isize, s: usize, to: &mut [f32]) {
     let before = if from < 0 { ((-from) as usize).div_ceil(s).min(to.len()) } else { 0 };
     let first = (from + (before * s) as isize) as usize;
@@ -170,11 +240,18 @@ fn pack_row(source: &[f32], from: isize, s: usize, to: &mut [f32]) {
     if count == 0 {
         return;
     }
+    let source = &source[first..];
     if s == 1 {
-        inside.copy_from_slice(&source[first..first + count]);
+        for (value, &x) in inside.iter_mut().zip(source) {
+            *value = x;
+        }
     } else {
-        for (value, pair) in inside.iter_mut().zip(source[first..].chunks(2)) {
+        let (last, body) = (inside.len() - 1, source.len() / 2);
+        for (value, pair) in inside.iter_mut().zip(source.as_chunks::<2>().0) {
             *value = pair[0];
+        }
+        if body <= last {
+            inside[last] = source[2 * last];
         }
     }
 }
