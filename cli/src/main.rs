@@ -1,2 +1,66 @@
-//! The `jrs` command.
-fn main() {}
+//! The `jrs` command: train, run and judge JRS-GAN.
+//!
+//! A thin layer: every command parses its arguments, calls the library crates and prints. Exit codes: 0 done,
+//! 2 bad input or usage, 130 interrupted (with the state saved).
+
+mod commands;
+mod failure;
+
+use clap::{Parser, Subcommand};
+use commands::{model, phantom, plan, train};
+use std::process::ExitCode;
+
+/// Deformable registration of CT scans by a network that learned to carry contours (JRS-GAN).
+#[derive(Parser)]
+#[command(name = "jrs", version, arg_required_else_help = true, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Threads for computing; by default one per core. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// Log level: error, warn, info, debug, trace.
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log: Option<String>,
+    /// Log lines as JSON.
+    #[arg(long, global = true)]
+    log_json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a synthetic male-pelvis cohort with known truth.
+    Phantom(phantom::Args),
+    /// Train one of the five systems of the paper on prepared data.
+    Train(train::Args),
+    /// Print the resolved configuration and what a run will cost, without training.
+    Plan(plan::Args),
+    /// Look at a model file or check it.
+    Model(model::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start(&cli).and_then(|()| run(cli.command)) {
+        Ok(code) => code,
+        Err(error) => failure::report(&error),
+    }
+}
+
+fn start(cli: &Cli) -> anyhow::Result<()> {
+    let format = if cli.log_json { jrs_telemetry::logging::Format::Json } else { Default::default() };
+    jrs_telemetry::logging::init(cli.log.as_deref(), format)?;
+    if let Some(threads) = cli.threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    Ok(())
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Phantom(args) => phantom::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Model(args) => model::run(&args),
+    }
+}
