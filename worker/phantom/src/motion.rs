@@ -75,6 +75,8 @@ const PROSTATE_REACH: f64 = 28.0;
 /// Corners of the region in which anatomy moves (patient and template frames), mm.
 const LOW: Point = [-240.0, -190.0, -230.0];
 const HIGH: Point = [240.0, 190.0, 270.0];
+/// Box around the organs that move most, mm.
+const CORE: [Point; 2] = [[-110.0, -110.0, -80.0], [110.0, 100.0, 150.0]];
 
 impl Patient {
     /// The patient with this number in the cohort `seed`.
@@ -148,16 +150,18 @@ impl Patient {
     /// The bladder is stretched until it holds the volume asked for; motion that would fold tissue is
     /// reduced until the map is invertible.
     pub fn pull_back(&self, motion: &mut Motion, low: Point, high: Point, step: f64) -> Lattice {
-        loop {
+        let center = loop {
             self.fill_bladder(motion);
             let center = self.settle_prostate(motion);
-            let lattice = Lattice::sample(low, high, step, |x| sub(self.trace(motion, center, x), x));
+            // Folding can only begin around the organs: a coarse look there decides.
+            let look = Lattice::sample(CORE[0], CORE[1], 7.0, |x| sub(self.trace(motion, center, x), x));
             let in_body = |t: Point| self.anatomy.body.distances(t).0 < 0.0;
-            if lattice.least_jacobian(in_body) > 0.12 {
-                return lattice;
+            if look.least_jacobian(in_body) > 0.15 {
+                break center;
             }
             motion.soften(self.bladder_reference()[1]);
-        }
+        };
+        Lattice::sample(low, high, step, |x| sub(self.trace(motion, center, x), x))
     }
 
     /// [`Self::pull_back`] for all points of `grid` and the neighbourhood into which they can move.
@@ -177,8 +181,12 @@ impl Patient {
         let t0 = self.to_template(x);
         let free = smoothstep(self.bone.at(t0) / BONE_REACH);
         // Skin and fat give way most near the surface; deep tissue has motions of its own.
-        let shallow = 0.25 + 0.75 * smoothstep((self.anatomy.body.distances(t0).0 + 60.0) / 50.0);
+        let skin = self.anatomy.body.distances(t0).0;
+        let shallow = 0.25 + 0.75 * smoothstep((skin + 60.0) / 50.0);
         let t = add(t0, moved.map(|m| m * free * shallow));
+        if skin > 40.0 {
+            return t; // air that no organ reaches
+        }
         self.soft(motion, settled, t, free)
     }
 

@@ -1,6 +1,6 @@
 //! The outline of the body and the layer of fat under the skin.
 
-use super::organs::curve;
+use super::profile::Profile;
 use super::shape::{smooth_min, smoothstep};
 use crate::draw::Draw;
 use libjrs::geometry::Point;
@@ -8,11 +8,10 @@ use libjrs::geometry::Point;
 /// Body outline of one patient (template frame).
 #[derive(Debug, Clone)]
 pub struct Body {
-    /// Half width at the hips.
-    half_width: f64,
-    /// Front and back (y).
-    front: f64,
-    back: f64,
+    /// Half width, front and back (y) by height.
+    half_width: Profile,
+    front: Profile,
+    back: Profile,
     /// Thickness of the fat under the skin: front, side, back.
     fat: [f64; 3],
     /// How far the belly stands out above the pubis.
@@ -28,16 +27,31 @@ impl Body {
         let depth = (229.0 + 14.0 * (0.7 * size + 0.71 * draw.normal())) / scale[1];
         let back = 110.0 + 0.35 * (depth - 229.0);
         let extra = half_width - 182.0;
+        let belly = draw.gauss(8.0, 8.0);
+        // Hips are widest at the trochanters, the waist is narrower; the groin is flat, the belly is not.
+        let width = Profile::through(&[
+            (-260.0, 0.9),
+            (-120.0, 0.975),
+            (-40.0, 1.0),
+            (20.0, 0.985),
+            (80.0, 0.945),
+            (140.0, 0.9),
+            (260.0, 0.92),
+        ]);
+        let groin =
+            Profile::through(&[(-160.0, -22.0), (-90.0, -14.0), (-50.0, -4.0), (0.0, 0.0), (60.0, 2.0), (140.0, 4.0)]);
+        let buttock =
+            Profile::through(&[(-180.0, -42.0), (-110.0, -18.0), (-60.0, -2.0), (-10.0, 2.0), (60.0, -1.0), (150.0, -14.0)]);
         Self {
-            half_width,
-            front: back - depth,
-            back,
+            half_width: Profile::of(|z| half_width * width.at(z)),
+            front: Profile::of(|z| back - depth - groin.at(z) - belly * smoothstep((z - 10.0) / 110.0)),
+            back: Profile::of(|z| back + buttock.at(z)),
             fat: [
                 (22.0 + 0.6 * (depth - 229.0) + draw.gauss(0.0, 3.0)).max(9.0),
                 (19.0 + 0.75 * extra + draw.gauss(0.0, 1.5)).max(6.0),
                 (17.0 + 0.35 * (depth - 229.0) + draw.gauss(0.0, 2.0)).max(8.0),
             ],
-            belly: draw.gauss(8.0, 8.0),
+            belly,
         }
     }
 
@@ -45,28 +59,20 @@ impl Body {
     #[inline]
     pub fn distances(&self, p: Point) -> (f64, f64) {
         let z = p[2];
-        // Hips are widest at the trochanters, the waist is narrower; the groin is flat, the belly is not.
-        const WIDTH: [(f64, f64); 7] =
-            [(-260.0, 0.9), (-120.0, 0.975), (-40.0, 1.0), (20.0, 0.975), (80.0, 0.93), (140.0, 0.9), (260.0, 0.92)];
-        const GROIN: [(f64, f64); 6] =
-            [(-160.0, -22.0), (-90.0, -14.0), (-50.0, -4.0), (0.0, 0.0), (60.0, 2.0), (140.0, 4.0)];
-        const BUTTOCK: [(f64, f64); 6] =
-            [(-180.0, -42.0), (-110.0, -18.0), (-60.0, -2.0), (-10.0, 2.0), (60.0, -1.0), (150.0, -14.0)];
-        let half_width = self.half_width * curve(&WIDTH, z);
-        let front = self.front - curve(&GROIN, z) - self.belly * smoothstep((z - 10.0) / 110.0);
-        let back = self.back + curve(&BUTTOCK, z);
+        let (half_width, front, back) = (self.half_width.at(z), self.front.at(z), self.back.at(z));
         let middle = 8.0;
         let (u, v) = (p[0] / half_width, (p[1] - middle) / if p[1] < middle { middle - front } else { back - middle });
         let (u, w) = (u.abs(), v.abs());
-        // A superellipse, rounder in front than behind, where the patient lies on a flat couch.
-        let n = if v < 0.0 { 2.35 } else { 2.9 };
-        let mut skin = {
-            let (un, wn) = (u.powf(n - 1.0), w.powf(n - 1.0));
-            let g = (un * u + wn * w).powf(1.0 / n);
-            let depth = if v < 0.0 { middle - front } else { back - middle };
-            let slope = ((un / half_width).powi(2) + (wn / depth).powi(2)).sqrt() * g.powf(1.0 - n);
-            if slope < 1e-9 { -100.0 } else { (g - 1.0) / slope }
+        // A superellipse, rounder in front (exponent 5/2) than behind (3), where the patient lies on the couch.
+        let (depth, un, wn) = if v < 0.0 {
+            (middle - front, u * u.sqrt(), w * w.sqrt())
+        } else {
+            (back - middle, u * u, w * w)
         };
+        let sum = un * u + wn * w;
+        let g = if v < 0.0 { sum.powf(0.4) } else { sum.cbrt() };
+        let slope = ((un / half_width).powi(2) + (wn / depth).powi(2)).sqrt() * g / sum.max(1e-9);
+        let mut skin = if slope < 1e-9 { -100.0 } else { (g - 1.0) / slope };
         if z < -40.0 {
             // The thighs part below the perineum.
             let leg = {
@@ -80,11 +86,11 @@ impl Body {
             skin = smooth_min(trunk, leg.max(skin), 8.0);
         }
         // The cleft between the buttocks.
-        if p[1] > back - 34.0 && z < 62.0 {
-            let depth = 26.0 * smoothstep((62.0 - z) / 60.0) + 10.0 * smoothstep((-40.0 - z) / 40.0);
+        if z < 25.0 && p[1] > back - 34.0 {
+            let depth = 17.0 * smoothstep((25.0 - z) / 50.0) + 12.0 * smoothstep((-45.0 - z) / 40.0);
             let open = p[1] - (back - depth);
             if depth > 1.0 {
-                let cleft = p[0].abs() - 0.16 * open.max(0.0) - 0.6;
+                let cleft = p[0].abs() - 0.11 * open.max(0.0) - 0.5;
                 skin = skin.max((-cleft).min(open * 0.5));
             }
         }
@@ -96,6 +102,6 @@ impl Body {
 
     /// Where the couch must hold the back (y).
     pub fn back(&self) -> f64 {
-        self.back
+        self.back.at(0.0)
     }
 }

@@ -7,6 +7,7 @@ pub mod body;
 pub mod bones;
 pub mod muscles;
 pub mod organs;
+pub mod profile;
 pub mod shape;
 pub mod vessels;
 
@@ -73,7 +74,7 @@ impl Anatomy {
         let bones = Bones::new(draw.gauss(1.0, 0.15));
         let muscles = Muscles::new(draw.gauss(0.0, 1.0));
         let vessels = Vessels::draw(draw);
-        let bowel = Bowel::draw(draw, organs.bladder_center[2] + organs.bladder_radii[2]);
+        let bowel = Bowel::draw(draw, (organs.bladder_center[2] + 0.7 * organs.bladder_radii[2]).min(62.0));
         Self { organs, bones, body, vessels, bowel, muscles }
     }
 

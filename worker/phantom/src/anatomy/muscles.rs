@@ -21,7 +21,7 @@ impl Muscles {
     pub fn new(bulk: f64) -> Self {
         let mut shapes = Vec::new();
         for shape in one_side() {
-            let shape = swell(shape, bulk);
+            let shape = swell(shape, 2.5 + bulk);
             shapes.push(shape.mirrored());
             shapes.push(shape);
         }
@@ -61,10 +61,12 @@ fn levator(p: Point, organs: &Organs) -> f64 {
     let c = organs.rectum_center(p[2].max(-55.0));
     let height = (p[2] + 62.0) / 62.0;
     // Half width of the funnel: sphincter at the bottom, obturator internus at the top.
-    let half = 13.0 + 30.0 * height.max(0.0).powf(1.15);
+    let half = 13.0 + 30.0 * height.max(0.0) * height.max(0.0).sqrt().sqrt();
     // An arch: a half circle behind the rectum, straight arms along the prostate.
     let y = (p[1] - (c[1] - 2.0)).max(0.0) / 0.62;
-    let r = (p[0] * p[0] + y * y).sqrt();
+    // The arms converge on the pubis.
+    let x = p[0] * (1.0 + 0.011 * (c[1] - p[1]).clamp(0.0, 80.0));
+    let r = (x * x + y * y).sqrt();
     let sheet = (r - half).abs() * 0.85 - 2.2;
     sheet.max(-20.0 - p[1] - 25.0 * height.min(0.6)).max(p[2] - 8.0).max(-70.0 - p[2])
 }

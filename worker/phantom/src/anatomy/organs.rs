@@ -1,5 +1,6 @@
 //! Prostate, seminal vesicles, bladder and rectum in the template frame.
 
+use super::profile::Profile;
 use super::shape::{Shape, add, ellipsoid, smooth_min, sub};
 use crate::draw::Draw;
 use libjrs::geometry::Point;
@@ -32,9 +33,7 @@ pub struct Organs {
     pub bladder_radii: [f64; 3],
     /// Point at the base of the bladder that filling does not move.
     pub bladder_anchor: Point,
-    /// Mean cross-section of the rectum, mm².
-    pub rectum_area: f64,
-    rectum_sway: [f64; 2],
+    rectum: Rectum,
 }
 
 impl Organs {
@@ -70,6 +69,9 @@ impl Organs {
         let fat = draw.gauss(1.0, 0.1);
         let neck = [prostate_center[0], PROSTATE_BACK - 5.0, prostate_center[2] + 0.78 * prostate_radii[2]];
         let [right, left] = [-1.0, 1.0].map(|side| vesicle(draw, neck, side, fat));
+        // Cross-section: median 7.3 cm² (2.8-17.1) (Stillie).
+        let area = 100.0 * (7.3f64.ln() + 0.3 * draw.normal()).exp().clamp(3.8, 13.0);
+        let rectum = Rectum::new(area, [draw.gauss(0.0, 3.0), draw.gauss(0.0, 2.0)]);
         Self {
             prostate_center,
             prostate_radii,
@@ -78,8 +80,7 @@ impl Organs {
             bladder_center,
             bladder_radii,
             bladder_anchor,
-            rectum_area: 100.0 * (7.3f64.ln() + 0.3 * draw.normal()).exp().clamp(3.8, 13.0),
-            rectum_sway: [draw.gauss(0.0, 3.0), draw.gauss(0.0, 2.0)],
+            rectum,
         }
     }
 
@@ -117,41 +118,14 @@ impl Organs {
     /// Centre of the rectum's cross-section at height `z`.
     #[inline]
     pub fn rectum_center(&self, z: f64) -> [f64; 2] {
-        // Anal canal, the bend behind the apex, along the sacral hollow, forward at the sigmoid.
-        const Y: [(f64, f64); 9] = [
-            (-110.0, 62.0),
-            (-80.0, 54.0),
-            (-60.0, 42.0),
-            (-45.0, 40.0),
-            (-25.0, 46.0),
-            (0.0, 54.0),
-            (30.0, 60.0),
-            (60.0, 52.0),
-            (100.0, 20.0),
-        ];
-        let t = ((z + 20.0) / 90.0).clamp(-1.0, 1.2);
-        [self.rectum_sway[0] * t + self.rectum_sway[1] * (3.0 * t).sin() + 10.0 * ((z - 65.0) / 40.0).max(0.0), curve(&Y, z)]
+        [self.rectum.center[0].at(z), self.rectum.center[1].at(z)]
     }
 
     /// Semi-axes (x, y) of the rectum's cross-section at height `z` in the reference state.
     #[inline]
     pub fn rectum_radii(&self, z: f64) -> [f64; 2] {
-        const SHAPE: [(f64, f64); 9] = [
-            (-110.0, 0.6),
-            (-75.0, 0.62),
-            (-56.0, 0.66),
-            (-40.0, 0.85),
-            (-15.0, 1.08),
-            (10.0, 1.12),
-            (40.0, 1.0),
-            (70.0, 0.92),
-            (100.0, 0.9),
-        ];
-        let r = (self.rectum_area / std::f64::consts::PI).sqrt();
-        // The anal canal has its own size: muscle, hardly changed by what the rectum holds.
-        let own = ((-40.0 - z) / 20.0).clamp(0.0, 1.0);
-        let scale = curve(&SHAPE, z) * (r * (1.0 - own) + 15.5 * own);
-        [1.06 * scale, 0.945 * scale]
+        let radius = self.rectum.radius.at(z);
+        [1.06 * radius, 0.945 * radius]
     }
 
     /// Signed distance of the rectal tube, without ends.
@@ -217,15 +191,56 @@ fn vesicle(draw: &mut Draw, neck: Point, side: f64, fat: f64) -> ([Shape; 3], Po
     ([piece(0), piece(1), piece(2)], points[3])
 }
 
-/// Smooth curve through a few heights: linear between them, rounded by averaging over ±8 mm.
-#[inline]
-pub fn curve(table: &[(f64, f64)], z: f64) -> f64 {
-    let at = |z: f64| {
-        let next = table.partition_point(|&(height, _)| height < z).clamp(1, table.len() - 1);
-        let ((z0, v0), (z1, v1)) = (table[next - 1], table[next]);
-        v0 + (v1 - v0) * ((z - z0) / (z1 - z0)).clamp(0.0, 1.0)
-    };
-    0.25 * (at(z - 8.0) + 2.0 * at(z) + at(z + 8.0))
+/// Course and size of the rectum by height.
+#[derive(Debug, Clone)]
+struct Rectum {
+    center: [Profile; 2],
+    radius: Profile,
+}
+
+impl Rectum {
+    /// `area` is the mean cross-section in mm²; `sway` bends the course sideways, mm.
+    fn new(area: f64, sway: [f64; 2]) -> Self {
+        // Anal canal, the bend behind the apex, along the sacral hollow, forward at the sigmoid.
+        const Y: [(f64, f64); 9] = [
+            (-110.0, 62.0),
+            (-80.0, 54.0),
+            (-60.0, 42.0),
+            (-45.0, 40.0),
+            (-25.0, 46.0),
+            (0.0, 54.0),
+            (30.0, 60.0),
+            (60.0, 52.0),
+            (100.0, 20.0),
+        ];
+        const SIZE: [(f64, f64); 9] = [
+            (-110.0, 0.6),
+            (-75.0, 0.62),
+            (-56.0, 0.66),
+            (-40.0, 0.85),
+            (-15.0, 1.08),
+            (10.0, 1.12),
+            (40.0, 1.0),
+            (70.0, 0.92),
+            (100.0, 0.9),
+        ];
+        let size = Profile::through(&SIZE);
+        let r = (area / std::f64::consts::PI).sqrt();
+        Self {
+            center: [
+                Profile::of(|z| {
+                    let t = ((z + 20.0) / 90.0).clamp(-1.0, 1.2);
+                    sway[0] * t + sway[1] * (3.0 * t).sin() + 10.0 * ((z - 65.0) / 40.0).clamp(0.0, 2.0)
+                }),
+                Profile::through(&Y),
+            ],
+            radius: Profile::of(|z| {
+                // The anal canal has its own size: muscle, hardly changed by what the rectum holds.
+                let own = ((-40.0 - z) / 20.0).clamp(0.0, 1.0);
+                size.at(z) * (r * (1.0 - own) + 15.5 * own)
+            }),
+        }
+    }
 }
 
 #[cfg(test)]

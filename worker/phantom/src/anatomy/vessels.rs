@@ -131,10 +131,11 @@ impl Bowel {
                 (a, r) = (b, next);
             }
         };
-        for n in 0..7 {
-            let z = floor + 18.0 + 24.0 * f64::from(n);
-            let start = [draw.between(-60.0, 60.0), draw.between(-75.0, 5.0), z];
-            chain(draw, start, 4, 12.0);
+        for n in 0..14 {
+            let z = floor + 14.0 + 13.0 * f64::from(n);
+            let start = [draw.between(-66.0, 66.0), draw.between(-80.0, 10.0), z];
+            let radius = draw.between(9.0, 14.0);
+            chain(draw, start, 4, radius);
         }
         // The sigmoid goes on from the rectum to the left iliac fossa.
         for (a, b) in [

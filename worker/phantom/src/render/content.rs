@@ -42,7 +42,7 @@ impl Content {
                 radii: [draw.between(0.25, 0.62), draw.between(0.2, 0.5), draw.between(5.0, 24.0)],
             })
             .collect();
-        let mottled = if draw.unit() < 0.35 { draw.between(0.15, 0.6) } else { 9.0 };
+        let mottled = if draw.unit() < 0.25 { draw.between(0.35, 0.9) } else { 9.0 };
         let urine = if draw.unit() < 0.08 { 22.0 } else { draw.gauss(3.0, 2.0) };
         let stool = draw.between(5.0, 28.0);
         let bowel_gas = draw.between(0.45, 0.8);
