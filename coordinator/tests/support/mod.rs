@@ -1,0 +1,178 @@
+//! Backends for the conformance suite, and a store that fails where it is told to.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use jrs_coordinator::object_store::memory::InMemory;
+use jrs_coordinator::object_store::path::Path;
+use jrs_coordinator::object_store::{
+    self, CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult,
+};
+use jrs_coordinator::{Bytes, RunStore};
+use object_store::ObjectStoreExt;
+use serde_json::{Value, json};
+
+/// A place for runs that can be opened several times, and whose objects can be damaged.
+pub struct Backend {
+    pub store: Arc<dyn ObjectStore>,
+    pub prefix: Path,
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl Backend {
+    pub fn memory() -> Self {
+        Self { store: Arc::new(InMemory::new()), prefix: Path::from("some/prefix"), _folder: None }
+    }
+
+    pub fn folder() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap();
+        Self { store: Arc::new(store), prefix: Path::ROOT, _folder: Some(folder) }
+    }
+
+    /// The bucket of `JRS_TEST_S3_URL`, below a prefix of this test alone.
+    #[cfg(feature = "aws")]
+    pub fn s3() -> Option<Self> {
+        let Ok(url) = std::env::var("JRS_TEST_S3_URL") else {
+            eprintln!("SKIPPED on S3: JRS_TEST_S3_URL is not set");
+            return None;
+        };
+        let unique = uuid::Uuid::new_v4().simple().to_string();
+        let variables = std::env::vars().filter(|(key, _)| key.starts_with("AWS_"));
+        let (store, prefix) = object_store::parse_url_opts(&url.parse().unwrap(), variables).unwrap();
+        Some(Self { store: Arc::from(store), prefix: prefix.join(unique), _folder: None })
+    }
+
+    pub fn open(&self) -> RunStore {
+        self.open_through(Arc::clone(&self.store))
+    }
+
+    pub fn open_through(&self, store: Arc<dyn ObjectStore>) -> RunStore {
+        RunStore::with_store(store, self.prefix.clone(), "run").unwrap()
+    }
+
+    /// Replaces the content of an object, or removes it.
+    pub fn damage(&self, key: &str, with: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>) {
+        let path =
+            key.split('/').fold(self.prefix.clone().join("runs").join("run"), |path, part| path.join(part));
+        block_on(async {
+            let bytes = self.store.get(&path).await.unwrap().bytes().await.unwrap();
+            match with(bytes.to_vec()) {
+                Some(bytes) => drop(self.store.put(&path, bytes.into()).await.unwrap()),
+                None => self.store.delete(&path).await.unwrap(),
+            }
+        });
+    }
+}
+
+/// What a training step would save: content and cursor differ from step to step.
+pub fn save(store: &RunStore, step: u64) -> jrs_coordinator::Manifest {
+    try_save(store, step).unwrap()
+}
+
+pub fn try_save(store: &RunStore, step: u64) -> jrs_coordinator::Result<jrs_coordinator::Manifest> {
+    store.save_checkpoint(step, 1, cursor(step), &blobs(step))
+}
+
+pub fn cursor(step: u64) -> Value {
+    json!({"position": step * 16, "best": 0.1 + step as f64})
+}
+
+pub fn blobs(step: u64) -> [(&'static str, Bytes); 2] {
+    let state: Vec<u8> = (0..2000 + step).map(|index| (index * 31 + step) as u8).collect();
+    [("state.safetensors", Bytes::from(state)), ("note.txt", Bytes::from(format!("step {step}")))]
+}
+
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+/// What happens at the chosen write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The process dies or the network breaks before the object is there; so do all later writes.
+    Dead,
+    /// The object is there, the reply is lost, and the store's own retry meets the object.
+    LostReply,
+}
+
+/// Passes everything to `inner`, except for the chosen write.
+#[derive(Debug)]
+pub struct Faulty {
+    inner: Arc<dyn ObjectStore>,
+    fault: Fault,
+    at_write: usize,
+    writes: Mutex<usize>,
+}
+
+impl Faulty {
+    /// Fails at write number `at_write`, counted from 0.
+    pub fn new(inner: &Arc<dyn ObjectStore>, fault: Fault, at_write: usize) -> Arc<Self> {
+        Arc::new(Self { inner: Arc::clone(inner), fault, at_write, writes: Mutex::new(0) })
+    }
+}
+
+impl std::fmt::Display for Faulty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Faulty({})", self.inner)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Faulty {
+    async fn put_opts(
+        &self,
+        at: &Path,
+        data: PutPayload,
+        opts: PutOptions,
+    ) -> object_store::Result<PutResult> {
+        let write = {
+            let mut writes = self.writes.lock().unwrap();
+            *writes += 1;
+            *writes - 1
+        };
+        match self.fault {
+            Fault::Dead if write >= self.at_write => {
+                Err(Error::Generic { store: "faulty", source: "the connection was lost".into() })
+            }
+            Fault::LostReply if write == self.at_write => {
+                self.inner.put_opts(at, data, opts).await?;
+                Err(Error::AlreadyExists { path: at.to_string(), source: "the retry met the object".into() })
+            }
+            _ => self.inner.put_opts(at, data, opts).await,
+        }
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        opts: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(at, opts).await
+    }
+
+    async fn get_opts(&self, at: &Path, opts: GetOptions) -> object_store::Result<GetResult> {
+        self.inner.get_opts(at, opts).await
+    }
+
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
+        self.inner.delete_stream(paths)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, opts: CopyOptions) -> object_store::Result<()> {
+        self.inner.copy_opts(from, to, opts).await
+    }
+}
