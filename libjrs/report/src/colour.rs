@@ -96,7 +96,7 @@ impl Scale {
 
     /// Differences of ±`range` HU.
     pub fn difference(range: f32) -> Self {
-        Self { palette: Palette::Difference, low: -range, high: range, label: "fixed - warped, HU".into() }
+        Self { palette: Palette::Difference, low: -range, high: range, label: "fixed - moving, HU".into() }
     }
 
     /// Displacements of 0 to `high` mm.
@@ -114,7 +114,21 @@ impl Scale {
         if self.palette == Palette::Ratio && value <= 0.0 {
             return FOLDING;
         }
-        self.palette.colour((value - self.low) / (self.high - self.low))
+        self.palette.colour(self.position(value))
+    }
+
+    /// How far a value is from the neutral one: 0 there, 1 from a quarter of the range on.
+    pub(crate) fn weight(&self, value: f32) -> f32 {
+        let neutral = match self.palette {
+            Palette::Grey | Palette::Sequential => 0.0,
+            Palette::Difference | Palette::Ratio => 0.5,
+        };
+        let away = 4.0 * (self.position(value) - neutral).abs();
+        if away.is_finite() { away.min(1.0) } else { 1.0 }
+    }
+
+    fn position(&self, value: f32) -> f32 {
+        (value - self.low) / (self.high - self.low)
     }
 }
 

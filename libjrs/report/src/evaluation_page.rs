@@ -34,7 +34,8 @@ pub fn evaluation_page(report: &EvaluationReport) -> String {
     let evaluation = &report.evaluation;
     let mut page = Page::new(&report.title, &report.subtitle, None);
     page.section("Summary");
-    page.tiles(&tiles(evaluation));
+    page.tiles(&size_tiles(evaluation));
+    page.tiles(&organ_tiles(evaluation));
     if !report.findings.is_empty() {
         page.list(&report.findings);
     }
@@ -85,17 +86,21 @@ pub fn evaluation_page(report: &EvaluationReport) -> String {
     page.finish(&report.footer)
 }
 
-/// Size of the study, and the mean surface distance of each organ before and after (the best system).
-fn tiles(evaluation: &Evaluation) -> Vec<Tile> {
+fn size_tiles(evaluation: &Evaluation) -> Vec<Tile> {
     let (pairs, patients) = evaluation.counts();
     let plain =
         |label: &str, value: String| Tile { label: label.into(), value, note: String::new(), verdict: None };
     let systems = evaluation.systems.iter().filter(|s| s.name != BEFORE).count();
-    let mut tiles = vec![
+    vec![
         plain("image pairs", pairs.to_string()),
         plain("patients", patients.to_string()),
         plain("systems", systems.to_string()),
-    ];
+    ]
+}
+
+/// The mean surface distance of each organ, before and with the best system.
+fn organ_tiles(evaluation: &Evaluation) -> Vec<Tile> {
+    let mut tiles = Vec::new();
     let table = score_table(evaluation, Score::Msd, &References::default());
     for (column, organ) in table.columns.iter().enumerate() {
         let mean = |name: &str| {

@@ -197,16 +197,20 @@ impl RegistrationPictures<'_> {
         let labels = self.fixed_labels.or(self.warped_labels);
         match labels.and_then(organ_box) {
             Some((low, high, focus)) => {
-                let (right, down) = (plane.rightwards().0, plane.downwards().0);
+                let (first, last) = bounds(self.fixed.grid.corners().into_iter());
+                let room: [f64; 3] = std::array::from_fn(|a| last[a] - first[a]);
+                let organs = (0..3).map(|a| high[a] - low[a]).fold(0.0, f64::max);
+                // One extent for all planes, so that panels in a row have one scale and one height.
+                let width = (organs + 2.0 * MARGIN_MM).min(room[0]).min(room[1]).max(SMALLEST_MM);
+                let height = (0.8 * width).min(room[2]).max(SMALLEST_MM);
                 let mut centre = focus;
-                for a in [right, down] {
-                    centre[a] = (low[a] + high[a]) / 2.0;
+                for (axis, extent) in [(plane.rightwards().0, width), (plane.downwards().0, height)] {
+                    // Around the organs, but without showing the outside of the scan where that can be avoided.
+                    let (lowest, highest) = (first[axis] + extent / 2.0, last[axis] - extent / 2.0);
+                    let wanted = (low[axis] + high[axis]) / 2.0;
+                    centre[axis] = if lowest <= highest { wanted.clamp(lowest, highest) } else { wanted };
                 }
-                // One width for all planes, so that panels in a row have one scale.
-                let width = (0..3).map(|a| high[a] - low[a]).fold(0.0, f64::max) + 2.0 * MARGIN_MM;
-                let height = (high[down] - low[down] + 2.0 * MARGIN_MM).max(SMALLEST_MM).min(width);
-                let height = if plane == Plane::Axial { height } else { height.max(width * 0.8) };
-                View::around(plane, centre, [width.max(SMALLEST_MM), height], width_px)
+                View::around(plane, centre, [width, height], width_px)
             }
             None => {
                 let n = self.fixed.grid.size.map(|n| (n as f64 - 1.0) / 2.0);
@@ -220,29 +224,98 @@ impl RegistrationPictures<'_> {
 fn organ_box(labels: &Volume<u8>) -> Option<(Point, Point, Point)> {
     let target = *labels_in(labels).first()?;
     let n = labels.grid.size;
-    let mut low = [f64::INFINITY; 3];
-    let mut high = [f64::NEG_INFINITY; 3];
+    let place = |i: usize| {
+        let index = [i % n[0], i / n[0] % n[1], i / (n[0] * n[1])];
+        labels.grid.to_physical(index.map(|v| v as f64))
+    };
+    let voxels = |wanted: fn(u8, u8) -> bool| {
+        let data = labels.data.iter().enumerate();
+        data.filter(move |(_, l)| wanted(**l, target)).map(|(i, _)| place(i))
+    };
+    let (low, high) = bounds(voxels(|label, _| label != 0));
     let (mut sum, mut count) = ([0f64; 3], 0f64);
-    for (i, &label) in labels.data.iter().enumerate().filter(|(_, l)| **l != 0) {
-        let index = [i % n[0], i / n[0] % n[1], i / (n[0] * n[1])].map(|v| v as f64);
-        let p = labels.grid.to_physical(index);
-        for a in 0..3 {
-            low[a] = low[a].min(p[a]);
-            high[a] = high[a].max(p[a]);
-            if label == target {
-                sum[a] += p[a];
-            }
-        }
-        if label == target {
-            count += 1.0;
-        }
+    for p in voxels(|label, target| label == target) {
+        (0..3).for_each(|a| sum[a] += p[a]);
+        count += 1.0;
     }
     // The nearest slice, so that contours are those of a slice and not of a place between two.
     let centroid = labels.grid.to_index(sum.map(|s| s / count)).map(f64::round);
     Some((low, high, labels.grid.to_physical(centroid)))
 }
 
+/// Smallest and largest coordinates.
+fn bounds(points: impl Iterator<Item = Point>) -> (Point, Point) {
+    points.fold(([f64::INFINITY; 3], [f64::NEG_INFINITY; 3]), |(low, high), p| {
+        (std::array::from_fn(|a| low[a].min(p[a])), std::array::from_fn(|a| high[a].max(p[a])))
+    })
+}
+
 /// The next of 1, 2, 5, 10, 20 ... mm.
 fn round_up(value: f32) -> f32 {
     [1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0].into_iter().find(|&s| s >= value).unwrap_or(100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use libjrs::Grid;
+
+    /// A block of "prostate" in a scan of 100 x 100 x 60 mm.
+    fn scan() -> (Volume<f32>, Volume<u8>) {
+        let grid = Grid::axis_aligned([50, 50, 20], [2.0, 2.0, 3.0], [-49.0, -49.0, 0.0]);
+        let mut labels = Volume::filled(grid.clone(), 0u8);
+        for z in 8..13 {
+            for y in 20..30 {
+                for x in 20..30 {
+                    let i = grid.index(x, y, z);
+                    labels.data[i] = 1;
+                }
+            }
+        }
+        (labels.map(|l| f32::from(l) * 100.0), labels)
+    }
+
+    #[test]
+    fn every_figure_is_made_for_which_there_is_data() {
+        let (image, labels) = scan();
+        let field = DisplacementField::zero(image.grid.clone());
+        let full = RegistrationPictures {
+            fixed: &image,
+            moving: &image,
+            warped: &image,
+            fixed_labels: Some(&labels),
+            moving_labels: Some(&labels),
+            warped_labels: Some(&labels),
+            field: Some(&field),
+            jacobian: None,
+        };
+        assert_eq!(full.figures(120).unwrap().len(), 4);
+        let bare = RegistrationPictures {
+            fixed_labels: None,
+            moving_labels: None,
+            warped_labels: None,
+            field: None,
+            ..full
+        };
+        assert_eq!(bare.figures(120).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn close_ups_stay_inside_the_scan_and_share_their_scale() {
+        let (image, labels) = scan();
+        let pictures = RegistrationPictures {
+            fixed: &image,
+            moving: &image,
+            warped: &image,
+            fixed_labels: Some(&labels),
+            moving_labels: None,
+            warped_labels: None,
+            field: None,
+            jacobian: None,
+        };
+        let views = [Plane::Axial, Plane::Coronal, Plane::Sagittal].map(|p| pictures.close_up(p, 200));
+        assert!(views.iter().all(|v| v.size() == views[0].size() && v.pixel_mm() == views[0].pixel_mm()));
+        // The axial plane goes through slice 10, the middle of the block: 30 mm.
+        assert!((views[0].position_mm() - 30.0).abs() < 1e-9);
+    }
 }

@@ -135,6 +135,9 @@ impl Page {
 
     /// Key figures side by side.
     pub fn tiles(&mut self, tiles: &[Tile]) {
+        if tiles.is_empty() {
+            return;
+        }
         self.body += "<div class=\"tiles\">";
         for tile in tiles {
             let class = tile.verdict.map_or("", Verdict::class);
@@ -155,11 +158,15 @@ impl Page {
 
     /// A table of scores: best means bold, daggers raised.
     pub fn table(&mut self, table: &Table) {
+        let caption = if table.title.is_empty() {
+            String::new()
+        } else {
+            format!("<caption>{}</caption>", escape(&table.title))
+        };
         let heads = table.columns.iter().map(|c| format!("<th scope=\"col\">{}</th>", escape(c)));
         let _ = write!(
             self.body,
-            "<div class=\"scroll\"><table><caption>{}</caption><thead><tr><th scope=\"col\">{}</th>{}</tr></thead><tbody>",
-            escape(&table.title),
+            "<div class=\"scroll\"><table>{caption}<thead><tr><th scope=\"col\">{}</th>{}</tr></thead><tbody>",
             escape(&table.row_head),
             heads.collect::<String>()
         );
@@ -190,8 +197,14 @@ impl Page {
 
     /// A table of plain text.
     pub fn grid(&mut self, grid: &Grid) {
-        let heads: String =
-            grid.heads.iter().map(|h| format!("<th scope=\"col\">{}</th>", escape(h))).collect();
+        let in_words = |n: usize| {
+            grid.rows.first().is_some_and(|row| !matches!(row.get(n), Some(GridCell::Text(_)) | None))
+        };
+        let head = |(n, text): (usize, &String)| {
+            let class = if in_words(n) { " class=\"words\"" } else { "" };
+            format!("<th scope=\"col\"{class}>{}</th>", escape(text))
+        };
+        let heads: String = grid.heads.iter().enumerate().map(head).collect();
         let _ = write!(self.body, "<div class=\"scroll\"><table><thead><tr>{heads}</tr></thead><tbody>");
         for row in &grid.rows {
             self.body += "<tr>";
@@ -232,10 +245,9 @@ impl Page {
                 }
                 Picture::Svg(text) => text.clone(),
             };
-            let _ = writeln!(
-                self.body,
-                "<figure><div class=\"scroll\">{picture}</div><figcaption>{caption}</figcaption></figure>"
-            );
+            let below =
+                if caption.is_empty() { caption } else { format!("<figcaption>{caption}</figcaption>") };
+            let _ = writeln!(self.body, "<figure><div class=\"scroll\">{picture}</div>{below}</figure>");
         }
     }
 

@@ -63,12 +63,13 @@ impl Overlay {
         Self::paint(view, |p| Some(scale.colour(a[p]? - b[p]?)))
     }
 
-    /// Mixes a colour map of `map` into the picture.
+    /// Mixes a colour map of `map` into the picture. Near the neutral value (no displacement, no change of volume) it
+    /// fades, so that the image shows where nothing happens; `opacity` is reached at a quarter of the range.
     pub fn heat(mut self, map: &Volume<f32>, scale: &Scale, opacity: f32) -> Self {
         let width = self.view.size()[0];
         for (p, value) in sample::map(map, &self.view).into_iter().enumerate() {
             if let Some(value) = value {
-                self.image.blend(p % width, p / width, scale.colour(value), opacity);
+                self.image.blend(p % width, p / width, scale.colour(value), opacity * scale.weight(value));
             }
         }
         self
