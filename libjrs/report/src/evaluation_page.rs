@@ -47,7 +47,7 @@ pub fn evaluation_page(report: &EvaluationReport) -> String {
     for (score, table) in &tables {
         page.section(match score {
             Score::Msd => "Surface distance",
-            Score::Hd95 => "Largest surface distance",
+            Score::Hd95 => "Hausdorff distance",
             Score::Dsc => "Overlap",
         });
         page.table(table);

@@ -56,8 +56,10 @@ pub struct Cell {
     /// Minimum, first quartile, median, third quartile, maximum; `None` if only mean and std are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantiles: Option<[f64; 5]>,
-    /// Digits after the decimal point.
+    /// Digits of the mean after the decimal point.
     pub decimals: usize,
+    /// Digits of the standard deviation after the decimal point.
+    pub std_decimals: usize,
     /// Test against [`References::dagger`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against_dagger: Option<wilcoxon::Test>,
@@ -77,6 +79,7 @@ impl Cell {
             std: s.std,
             quantiles: Some([s.min, s.q1, s.median, s.q3, s.max]),
             decimals,
+            std_decimals: decimals,
             against_dagger: None,
             against_double_dagger: None,
             best: false,
@@ -85,9 +88,9 @@ impl Cell {
 
     /// `1.13±0.40`, `1.13` for a single value.
     pub fn mean_std(&self) -> String {
-        let d = self.decimals;
+        let (d, e) = (self.decimals, self.std_decimals);
         match self.std {
-            Some(std) => format!("{:.d$}±{std:.d$}", self.mean),
+            Some(std) => format!("{:.d$}±{std:.e$}", self.mean),
             None => format!("{:.d$}", self.mean),
         }
     }
@@ -265,6 +268,8 @@ pub fn published_msd() -> Table {
             std: Some(std),
             quantiles: None,
             decimals: 2,
+            // As printed there.
+            std_decimals: 1,
             against_dagger: None,
             against_double_dagger: None,
             best: false,
@@ -427,7 +432,7 @@ mod tests {
     fn published_figures_are_complete() {
         let table = published_msd();
         assert!(table.rows.iter().all(|r| r.cells.iter().flatten().count() == 5));
-        assert_eq!(table.rows[5].cells[4].as_ref().unwrap().mean_std(), "2.29±2.00");
+        assert_eq!(table.rows[5].cells[4].as_ref().unwrap().mean_std(), "2.29±2.0");
     }
 
     #[test]
