@@ -1,11 +1,13 @@
-//! Time of every generator layer (science.md section 2) for one patch: `speed [repeats=5]`.
+//! Time of every generator layer (science.md section 2) for one 96^3 patch: `speed [repeats=5]`.
 //!
 //! Prints the best of the repeats in milliseconds and GFLOP/s, for the forward pass (with the inference epilogue),
 //! the input gradient and the weight gradient.
 
 use std::time::Instant;
 
-use jrs_kernels::{Conv3d, Epilogue, Isa};
+use jrs_kernels::upsample_concat::UpsampleConcat;
+use jrs_kernels::warp::Warp;
+use jrs_kernels::{Conv3d, Epilogue, Isa, leaky_norm};
 
 /// (name, c_in, c_out, input edge for a 96^3 patch, kernel, stride).
 const LAYERS: [(&str, usize, usize, usize, usize, usize); 13] = [
@@ -121,10 +123,65 @@ fn main() {
         }
     }
     let [giga, forward, input, weights] = total;
+    let rest = memory_bound(repeats);
+    let training = forward + input + weights + rest.training;
+    println!("all convolutions: {giga:.1} GFLOP");
+    println!("inference, one patch: {:.0} ms", (forward + rest.inference) * 1e3);
+    println!("training step, one patch (no loss, no optimiser): {:.0} ms", training * 1e3);
+}
+
+/// Seconds of everything in the generator that is not a convolution.
+struct Rest {
+    inference: f64,
+    training: f64,
+}
+
+fn memory_bound(repeats: usize) -> Rest {
+    let values =
+        |len: usize| (0..len).map(|i| (i * 2_654_435_761 % 1000) as f32 / 500.0 - 1.0).collect::<Vec<f32>>();
+
+    let [mut stats, mut norm, mut backward] = [0.0; 3];
+    for (_, c_in, channels, edge, kernel, stride) in LAYERS.into_iter().filter(|layer| layer.4 == 3) {
+        let conv =
+            Conv3d { batch: 1, c_in, c_out: channels, input: [edge; 3], kernel, stride, padding: stride - 1 };
+        let spatial: usize = conv.output().iter().product();
+        let (x, dy, gamma) = (values(conv.output_len()), values(conv.output_len()), vec![1.0; channels]);
+        let (mut out, mut dgamma, mut dbeta) = (vec![0.0; x.len()], vec![0.0; channels], vec![0.0; channels]);
+        let (mean, var) = leaky_norm::batch_stats(&x, 1, channels, spatial, 0.2);
+        stats += best(repeats, || {
+            std::hint::black_box(leaky_norm::batch_stats(&x, 1, channels, spatial, 0.2));
+        });
+        norm += best(repeats, || {
+            leaky_norm::forward(&x, &mean, &var, &gamma, &gamma, 1e-3, 0.2, spatial, &mut out)
+        });
+        backward += best(repeats, || {
+            let (dx, dgamma, dbeta) = (&mut out, &mut dgamma, &mut dbeta);
+            leaky_norm::backward(&x, &dy, &mean, &var, &gamma, 1e-3, 0.2, spatial, dx, dgamma, dbeta);
+        });
+    }
+
+    let [mut concat, mut split] = [0.0; 2];
+    for (c_up, c_skip, low, crop) in [(64, 32, 17, 4), (32, 16, 30, 16)] {
+        let op = UpsampleConcat { batch: 1, c_up, c_skip, low: [low; 3], crop };
+        let (mut a, mut skip, mut y) = (values(op.low_len()), values(op.skip_len()), values(op.output_len()));
+        concat += best(repeats, || op.forward(&a, &skip, &mut y));
+        split += best(repeats, || op.backward(&y, &mut a, &mut skip));
+    }
+
+    // The image and five organs.
+    let warp = Warp { batch: 1, channels: 6, source: [96; 3], output: [56; 3], offset: 20 };
+    let (source, u) = (values(warp.source_len()), values(warp.displacement_len()));
+    let (mut y, mut du) = (values(warp.output_len()), values(warp.displacement_len()));
+    let warped = best(repeats, || warp.forward(&source, &u, &mut y));
+    let unwarped = best(repeats, || warp.backward(&source, &u, &y, &mut du));
+
     println!(
-        "all convolutions: {giga:.1} GFLOP; forward {:.1} ms; gradients {:.1} ms",
-        forward * 1e3,
-        (input + weights) * 1e3
+        "leaky + batch norm, all layers: stats {:.1}, forward {:.1}, backward {:.1} ms",
+        stats * 1e3,
+        norm * 1e3,
+        backward * 1e3
     );
-    println!("training step, convolutions only: {:.1} ms", (forward + input + weights) * 1e3);
+    println!("upsample + concat: forward {:.1}, backward {:.1} ms", concat * 1e3, split * 1e3);
+    println!("warp of 6 channels: forward {:.1}, backward {:.1} ms", warped * 1e3, unwarped * 1e3);
+    Rest { inference: concat, training: stats + norm + backward + concat + split + warped + unwarped }
 }

@@ -36,26 +36,15 @@ pub struct Warp {
     pub offset: usize,
 }
 
-/// One axis of a sampling position.
+/// Where a voxel samples: the cell of eight source voxels around the position.
 #[derive(Clone, Copy)]
-struct Axis {
-    low: usize,
-    high: usize,
-    fraction: f32,
-    /// The position is strictly inside the source.
-    inside: bool,
-}
-
-impl Axis {
-    #[inline(always)]
-    fn new(position: f32, size: usize) -> Self {
-        let last = (size - 1) as f32;
-        let clamped = position.max(0.0).min(last);
-        // A NaN becomes 0 here; `fraction` keeps it, so that the result is NaN too.
-        let low = (clamped as usize).min(size.saturating_sub(2));
-        let fraction = if position.is_nan() { position } else { clamped - low as f32 };
-        Self { low, high: (low + 1).min(size - 1), fraction, inside: position > 0.0 && position < last }
-    }
+struct Cell {
+    /// The cell's first corner, as an index into a source volume.
+    first: usize,
+    /// Position in the cell, z, y, x.
+    fraction: [f32; 3],
+    /// The position is strictly inside the source, z, y, x.
+    inside: [bool; 3],
 }
 
 impl Warp {
@@ -82,18 +71,15 @@ impl Warp {
         self.check(source.len(), u.len(), y.len());
         let (from, to) = (self.source_voxels(), self.output_voxels());
         let y = SharedMut::new(y);
-        self.for_each_row(|n, first, at| {
+        self.for_each_row(u, |n, first, cells| {
             for c in 0..self.channels {
                 let source = &source[(n * self.channels + c) * from..][..from];
                 // SAFETY: rows of different (n, first, c) are disjoint.
                 let row = unsafe { y.slice((n * self.channels + c) * to + first, self.output[2]) };
-                for (x, value) in row.iter_mut().enumerate() {
-                    let [z, y, x] = self.axes(u, n, first, at, x);
-                    let [v00, v01, v10, v11] = self.edges(source, [z, y, x]);
-                    let mix = |(low, high): (f32, f32), f: f32| low + f * (high - low);
-                    let near = mix((mix(v00, x.fraction), mix(v01, x.fraction)), y.fraction);
-                    let far = mix((mix(v10, x.fraction), mix(v11, x.fraction)), y.fraction);
-                    *value = mix((near, far), z.fraction);
+                for (value, cell) in row.iter_mut().zip(cells) {
+                    let [fz, fy, fx] = cell.fraction;
+                    let [v00, v01, v10, v11] = self.edges(source, cell).map(|(low, high)| mix(low, high, fx));
+                    *value = mix(mix(v00, v01, fy), mix(v10, v11, fy), fz);
                 }
             }
         });
@@ -108,66 +94,77 @@ impl Warp {
         assert_eq!(du.len(), u.len(), "du");
         let (from, to, width) = (self.source_voxels(), self.output_voxels(), self.output[2]);
         let du = SharedMut::new(du);
-        self.for_each_row(|n, first, at| {
+        self.for_each_row(u, |n, first, cells| {
             // SAFETY: rows of different (n, first, component) are disjoint.
             let rows = [0, 1, 2].map(|i| unsafe { du.slice((n * 3 + i) * to + first, width) });
-            for x in 0..width {
-                let axes = self.axes(u, n, first, at, x);
-                let [az, ay, ax] = axes;
-                let mut gradient = [0.0; 3];
+            for (x, cell) in cells.iter().enumerate() {
+                let [fz, fy, fx] = cell.fraction;
+                let mut gradient = [0.0; 3]; // z, y, x
                 for c in 0..self.channels {
                     let dy = dy[(n * self.channels + c) * to + first + x];
                     if dy == 0.0 {
                         continue; // most voxels of a label channel
                     }
-                    let source = &source[(n * self.channels + c) * from..][..from];
-                    let corners = self.edges(source, axes);
-                    let mix = |low: f32, high: f32, f: f32| low + f * (high - low);
-                    let [v00, v01, v10, v11] = corners.map(|(low, high)| mix(low, high, ax.fraction));
-                    let [d00, d01, d10, d11] = corners.map(|(low, high)| high - low);
-                    let along_x = mix(mix(d00, d01, ay.fraction), mix(d10, d11, ay.fraction), az.fraction);
-                    let along_y = mix(v01 - v00, v11 - v10, az.fraction);
-                    let along_z = mix(v10, v11, ay.fraction) - mix(v00, v01, ay.fraction);
-                    gradient[0] += dy * along_x;
-                    gradient[1] += dy * along_y;
-                    gradient[2] += dy * along_z;
+                    let edges = self.edges(&source[(n * self.channels + c) * from..][..from], cell);
+                    let [v00, v01, v10, v11] = edges.map(|(low, high)| mix(low, high, fx));
+                    let [d00, d01, d10, d11] = edges.map(|(low, high)| high - low);
+                    gradient[0] += dy * (mix(v10, v11, fy) - mix(v00, v01, fy));
+                    gradient[1] += dy * mix(v01 - v00, v11 - v10, fz);
+                    gradient[2] += dy * mix(mix(d00, d01, fy), mix(d10, d11, fy), fz);
                 }
-                for (i, axis) in [ax, ay, az].into_iter().enumerate() {
-                    rows[i][x] = if axis.inside { gradient[i] } else { 0.0 };
+                for axis in 0..3 {
+                    rows[2 - axis][x] = if cell.inside[axis] { gradient[axis] } else { 0.0 };
                 }
             }
         });
     }
 
-    /// Calls `row(n, first voxel, [z, y])` for every row of the output grid, in parallel.
-    fn for_each_row(&self, row: impl Fn(usize, usize, [usize; 2]) + Sync) {
+    /// Calls `row(n, first voxel, cells)` for every row of the output grid, in parallel.
+    fn for_each_row(&self, u: &[f32], row: impl Fn(usize, usize, &[Cell]) + Sync) {
         let [depth, height, width] = self.output;
-        (0..self.batch * depth * height).into_par_iter().for_each(|i| {
+        let voxels = self.output_voxels();
+        (0..self.batch * depth * height).into_par_iter().for_each_init(Vec::new, |cells, i| {
             let (n, z, y) = (i / (depth * height), i / height % depth, i % height);
-            row(n, (z * height + y) * width, [z, y]);
+            let first = (z * height + y) * width;
+            let [ux, uy, uz] = [0, 1, 2].map(|component| &u[(n * 3 + component) * voxels + first..][..width]);
+            let position = |m: usize, u: f32| (m + self.offset) as f32 + u;
+            cells.clear();
+            cells.extend(
+                (0..width).map(|x| self.cell([position(z, uz[x]), position(y, uy[x]), position(x, ux[x])])),
+            );
+            row(n, first, cells);
         });
     }
 
-    /// The sampling position of voxel `x` of the row that starts at voxel `first`, as axes z, y, x.
+    /// The cell around a position (z, y, x) in the source.
     #[inline(always)]
-    fn axes(&self, u: &[f32], n: usize, first: usize, [z, y]: [usize; 2], x: usize) -> [Axis; 3] {
-        let voxels = self.output_voxels();
-        let component = |i: usize| u[(n * 3 + i) * voxels + first + x];
-        let position = |m: usize, i: usize| (m + self.offset) as f32 + component(i);
-        [
-            Axis::new(position(z, 2), self.source[0]),
-            Axis::new(position(y, 1), self.source[1]),
-            Axis::new(position(x, 0), self.source[2]),
-        ]
+    fn cell(&self, position: [f32; 3]) -> Cell {
+        let mut cell = Cell { first: 0, fraction: [0.0; 3], inside: [false; 3] };
+        for (axis, size) in self.source.into_iter().enumerate() {
+            let (position, last) = (position[axis], (size - 1) as f32);
+            let clamped = position.max(0.0).min(last); // a NaN becomes 0 here
+            let low = (clamped as usize).min(size.saturating_sub(2));
+            cell.first = cell.first * size + low;
+            // The fraction keeps a NaN, so that the result is NaN too.
+            cell.fraction[axis] = if position.is_nan() { position } else { clamped - low as f32 };
+            cell.inside[axis] = position > 0.0 && position < last;
+        }
+        cell
     }
 
-    /// The four edges along x of the cell around a position, in the order (z, y) = 00, 01, 10, 11.
+    /// The four edges along x of a cell, in the order (z, y) = 00, 01, 10, 11.
     #[inline(always)]
-    fn edges(&self, source: &[f32], [z, y, x]: [Axis; 3]) -> [(f32, f32); 4] {
-        let [_, height, width] = self.source;
-        [(z.low, y.low), (z.low, y.high), (z.high, y.low), (z.high, y.high)].map(|(z, y)| {
-            let row = (z * height + y) * width;
-            (source[row + x.low], source[row + x.high])
+    fn edges(&self, source: &[f32], cell: &Cell) -> [(f32, f32); 4] {
+        let [depth, height, width] = self.source;
+        // An axis of one voxel has no second corner.
+        let step = |size: usize, stride: usize| if size > 1 { stride } else { 0 };
+        let (dz, dy, dx) = (step(depth, height * width), step(height, width), step(width, 1));
+        debug_assert!(cell.first + dz + dy + dx < source.len());
+        [0, dy, dz, dz + dy].map(|row| {
+            let at = cell.first + row;
+            // SAFETY: `cell` keeps `low + 1 < size` on every axis of more than one voxel and `low = 0` on the
+            // others, so that all eight corners are in the source, whose length `check` compared with its size.
+            unsafe { (*source.get_unchecked(at), *source.get_unchecked(at + dx)) }
         })
     }
 
@@ -187,4 +184,10 @@ impl Warp {
             "lengths of {self:?}"
         );
     }
+}
+
+/// Linear interpolation.
+#[inline(always)]
+fn mix(low: f32, high: f32, fraction: f32) -> f32 {
+    low + fraction * (high - low)
 }

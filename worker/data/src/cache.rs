@@ -2,7 +2,7 @@
 //!
 //! A folder holds `<pair>.safetensors` (tensors `fixed`, `moving` int16 HU; `fixed_labels`, `moving_labels`,
 //! `mask` uint8; all of shape `[z, y, x]`, the moving ones already carried to the fixed grid by the affine),
-//! `<pair>.json` (the pair's [`Entry`], by which an interrupted preparation goes on) and `prepared.json`.
+//! `<pair>.pair.json` (the pair's [`Entry`], by which an interrupted preparation goes on) and `prepared.json`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -255,7 +255,8 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
     hex(Sha256::digest(bytes).as_slice())
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
@@ -276,7 +277,7 @@ fn pair_path(folder: &Path, id: &str) -> PathBuf {
 }
 
 fn entry_path(folder: &Path, id: &str) -> PathBuf {
-    folder.join(format!("{id}.json"))
+    folder.join(format!("{id}.pair.json"))
 }
 
 /// Writes to a temporary name in the same folder and renames, so that no reader ever sees half a file.

@@ -11,13 +11,13 @@ use crate::lattice::Lattice;
 use crate::motion::Patient;
 use crate::preset::{Plan, Preset};
 use crate::render::render;
-use crate::truth::{Landmark, displacement, landmarks};
+use crate::truth::{displacement, landmarks};
 use jrs_data::dataset::{Dataset, FORMAT, MANIFEST, Organ, Pair, Scan, Truth};
 use libjrs::field_io::{NiftiFlavour, write_nifti};
+use libjrs::landmarks::write_landmarks;
 use libjrs::nifti::{Sample, write_image, write_labels};
 use libjrs::{Error, Grid, Result};
 use rayon::prelude::*;
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -45,7 +45,8 @@ pub fn generate(
     progress(0, total);
 
     // Gzip runs on one thread per file, so patients are made side by side as far as memory allows.
-    let longest = (preset.extent[1] - preset.extent[0]) / preset.slices.iter().copied().fold(f64::MAX, f64::min);
+    let longest =
+        (preset.extent[1] - preset.extent[0]) / preset.slices.iter().copied().fold(f64::MAX, f64::min);
     let voxels = preset.matrix[0] * preset.matrix[1] * longest.ceil() as usize;
     let together = (MEMORY / (voxels * BYTES_PER_VOXEL).max(1)).clamp(1, rayon::current_num_threads());
     let plans: Vec<(usize, &Plan)> = preset.patients.iter().enumerate().collect();
@@ -64,8 +65,9 @@ pub fn generate(
         organs: ORGANS.map(|(id, name)| Organ { id, name: name.into() }).to_vec(),
         pairs,
     };
-    let text = serde_json::to_string_pretty(&dataset)
-        .map_err(|problem| Error::input(format!("the manifest cannot be written: {problem}"), "report this"))?;
+    let text = serde_json::to_string_pretty(&dataset).map_err(|problem| {
+        Error::input(format!("the manifest cannot be written: {problem}"), "report this")
+    })?;
     write_text(&out.join(MANIFEST), &(text + "\n"))?;
     Ok(dataset)
 }
@@ -97,7 +99,7 @@ fn patient(
         let field = displacement(&patient, &fixed, &moving, &grid);
         write_nifti(out.join(&folder).join("displacement.nii.gz"), &field, NiftiFlavour::Itk)?;
         let points = landmarks(&patient, &fixed, &moving, &grid);
-        write_text(&out.join(&folder).join("landmarks.csv"), &csv(&points))?;
+        write_landmarks(out.join(&folder).join("landmarks.csv"), &points)?;
         pairs.push(Pair {
             id,
             patient: name.clone(),
@@ -136,16 +138,6 @@ fn scan(
     write_labels(out.join(&folder).join("labels.nii.gz"), &rendered.labels)?;
     write_labels(out.join(&folder).join("torso.nii.gz"), &rendered.torso)?;
     Ok((entry, map))
-}
-
-fn csv(points: &[Landmark]) -> String {
-    let mut text = String::from("name,fixed_x,fixed_y,fixed_z,moving_x,moving_y,moving_z\n");
-    for point in points {
-        let ([a, b, c], [d, e, f]) = (point.fixed, point.moving);
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{},{a:.3},{b:.3},{c:.3},{d:.3},{e:.3},{f:.3}", point.name);
-    }
-    text
 }
 
 fn create_folder(path: &Path) -> Result<()> {

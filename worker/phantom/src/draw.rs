@@ -46,8 +46,7 @@ impl Draw {
     /// The stream for `purpose` of scan `scan` of patient `patient` in the cohort `seed`.
     pub fn new(seed: u64, patient: usize, scan: usize, purpose: Purpose) -> Self {
         let mut key = [0u8; 32];
-        for (slot, value) in
-            key.chunks_exact_mut(8).zip([seed, patient as u64, scan as u64, purpose.code()])
+        for (slot, value) in key.chunks_exact_mut(8).zip([seed, patient as u64, scan as u64, purpose.code()])
         {
             slot.copy_from_slice(&value.to_le_bytes());
         }

@@ -17,7 +17,12 @@ pub struct Lattice {
 
 impl Lattice {
     /// Samples `displacement` every `step` mm over the box `low..high` (plus the spline's support).
-    pub fn sample(low: Point, high: Point, step: f64, displacement: impl Fn(Point) -> [f64; 3] + Sync) -> Self {
+    pub fn sample(
+        low: Point,
+        high: Point,
+        step: f64,
+        displacement: impl Fn(Point) -> [f64; 3] + Sync,
+    ) -> Self {
         let origin: Point = std::array::from_fn(|a| low[a] - step);
         let size: [usize; 3] = std::array::from_fn(|a| ((high[a] - low[a]) / step).ceil() as usize + 4);
         let [nx, ny, nz] = size;
@@ -205,7 +210,12 @@ impl Row {
 fn weights(t: f64) -> [f64; 4] {
     let (s, t2) = (1.0 - t, t * t);
     let t3 = t2 * t;
-    [s * s * s / 6.0, (3.0 * t3 - 6.0 * t2 + 4.0) / 6.0, (3.0 * t2 - 3.0 * t3 + 3.0 * t + 1.0) / 6.0, t3 / 6.0]
+    [
+        s * s * s / 6.0,
+        (3.0 * t3 - 6.0 * t2 + 4.0) / 6.0,
+        (3.0 * t2 - 3.0 * t3 + 3.0 * t + 1.0) / 6.0,
+        t3 / 6.0,
+    ]
 }
 
 /// Their derivatives.
@@ -228,7 +238,8 @@ mod tests {
 
     #[test]
     fn affine_displacement_is_exact() {
-        let lattice = Lattice::sample([-20.0; 3], [20.0; 3], 7.0, |p| [0.1 * p[1] + 2.0, -0.2 * p[0], 0.3 * p[2]]);
+        let lattice =
+            Lattice::sample([-20.0; 3], [20.0; 3], 7.0, |p| [0.1 * p[1] + 2.0, -0.2 * p[0], 0.3 * p[2]]);
         let p = [3.3, -11.2, 17.9];
         let expected = [p[0] + 0.1 * p[1] + 2.0, p[1] - 0.2 * p[0], 1.3 * p[2]];
         assert!(distance(lattice.map(p).unwrap(), expected) < 1e-10);

@@ -119,7 +119,8 @@ impl Patient {
         let swing = draw.normal();
         let ratio = treatment * (habit.bladder_log + 0.48 * swing);
         let [_, planned] = self.bladder_reference();
-        let bladder_ml = (planned * ratio.exp()).clamp(50.0f64.max(0.24 * planned), 640.0f64.min(2.4 * planned));
+        let bladder_ml =
+            (planned * ratio.exp()).clamp(50.0f64.max(0.24 * planned), 640.0f64.min(2.4 * planned));
         Motion {
             pose: Rigid { matrix: rotation(pose_turn), center: [0.0; 3], shift: pose_shift },
             prostate_shift: std::array::from_fn(|a| treatment * (habit.prostate[a] + random[a])),
@@ -204,7 +205,11 @@ impl Patient {
 
         let weight = near(organs.prostate_far(p), PROSTATE_REACH);
         if weight > 0.0 {
-            let rigid = Rigid { matrix: rotation(motion.prostate_turn), center: organs.prostate_center, shift: settled };
+            let rigid = Rigid {
+                matrix: rotation(motion.prostate_turn),
+                center: organs.prostate_center,
+                shift: settled,
+            };
             p = blend(p, rigid.undo(p), weight);
         }
         for side in 0..2 {
@@ -216,10 +221,12 @@ impl Patient {
             if weight > 0.0 {
                 let middle = organs.vesicle_middle(side);
                 let shift = motion.vesicle_shift[side];
-                let from = std::array::from_fn(|a| middle[a] + (p[a] - middle[a] - shift[a]) / motion.vesicle_scale);
+                let from =
+                    std::array::from_fn(|a| middle[a] + (p[a] - middle[a] - shift[a]) / motion.vesicle_scale);
                 p = blend(p, from, weight);
             }
-            let weight = near(self.anatomy.vessels.region(t), 16.0) * if side == usize::from(t[0] > 0.0) { smoothstep(t[0].abs() / 20.0) } else { 0.0 };
+            let weight = near(self.anatomy.vessels.region(t), 16.0)
+                * if side == usize::from(t[0] > 0.0) { smoothstep(t[0].abs() / 20.0) } else { 0.0 };
             if weight > 0.0 {
                 let shift = motion.node_shift[side];
                 p = blend(p, sub(p, shift), weight);
@@ -330,7 +337,9 @@ impl Motion {
                 size / (1.0 + t * t).powi(2)
             })
             .sum();
-        (self.rectum_log + bumps).clamp(-0.42, 0.45) * smoothstep((z + 62.0) / 26.0) * smoothstep((105.0 - z) / 40.0)
+        (self.rectum_log + bumps).clamp(-0.42, 0.45)
+            * smoothstep((z + 62.0) / 26.0)
+            * smoothstep((105.0 - z) / 40.0)
     }
 
     /// Takes a sixth off every soft motion.
@@ -362,7 +371,8 @@ impl Rigid {
 impl DistanceMap {
     fn new(anatomy: &Anatomy) -> Self {
         // Stored in the x component of a lattice, whose spline smooths the creases between bones.
-        let lattice = Lattice::sample(LOW, HIGH, 8.0, |p| [anatomy.bones.far_distance(p).min(40.0), 0.0, 0.0]);
+        let lattice =
+            Lattice::sample(LOW, HIGH, 8.0, |p| [anatomy.bones.far_distance(p).min(40.0), 0.0, 0.0]);
         Self { lattice }
     }
 
@@ -384,7 +394,8 @@ fn blend(p: Point, q: Point, weight: f64) -> Point {
 fn random_field(draw: &mut Draw, step: f64, sd: [f64; 3]) -> Lattice {
     // The spline averages neighbouring knots: (sum of squared weights)^(3/2) is about 1/3 of the spread.
     let count: [usize; 3] = std::array::from_fn(|a| ((HIGH[a] - LOW[a]) / step).ceil() as usize + 4);
-    let knots: Vec<[f64; 3]> = (0..count.iter().product()).map(|_| draw.gauss3(sd.map(|s| 3.0 * s))).collect();
+    let knots: Vec<[f64; 3]> =
+        (0..count.iter().product()).map(|_| draw.gauss3(sd.map(|s| 3.0 * s))).collect();
     let at = |p: Point| {
         let n: [usize; 3] = std::array::from_fn(|a| ((p[a] - LOW[a]) / step + 1.0).round() as usize);
         knots[n[0] + count[0] * (n[1] + count[1] * n[2])]
@@ -410,5 +421,62 @@ mod tests {
         let m = rotation([5.0, -3.0, 8.0]);
         let v = libjrs::geometry::mat_vec(&m, [1.0, 2.0, 3.0]);
         assert!((v.iter().map(|c| c * c).sum::<f64>() - 14.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn prostate_moves_as_asked_and_bone_not_at_all() {
+        let patient = Patient::new(11, 3);
+        let organs = &patient.anatomy.organs;
+        let (low, high) = ([-150.0, -130.0, -110.0], [150.0, 130.0, 150.0]);
+        let mut motion = patient.motion(11, 1);
+        let map = patient.pull_back(&mut motion, low, high, 6.0);
+        let rest = |template: Point| -> Point {
+            // Where the template point is in the patient at rest: to_template, inverted by iteration.
+            let mut x: Point = std::array::from_fn(|a| template[a] * patient.scale[a]);
+            for _ in 0..30 {
+                let off = sub(patient.to_template(x), template);
+                x = std::array::from_fn(|a| x[a] - off[a] * patient.scale[a]);
+            }
+            x
+        };
+        let moved = |template: Point| {
+            let scan = map.solve(template, rest(template)).unwrap();
+            sub(motion.pose.undo(scan), rest(template))
+        };
+        let shift = moved(organs.prostate_center);
+        for a in 0..3 {
+            assert!(
+                (shift[a] - motion.prostate_shift[a]).abs() < 2.5,
+                "{shift:?} for {:?}",
+                motion.prostate_shift
+            );
+        }
+        for bone in [[90.0, 0.0, 0.0], [-62.0, 35.0, -45.0], [15.0, -47.0, -34.0], [0.0, 88.0, 42.0]] {
+            let d = moved(bone);
+            assert!(d.iter().all(|c| c.abs() < 0.3), "bone at {bone:?} moved by {d:?}");
+        }
+        let held = patient.bladder_volume(&motion);
+        assert!((held / motion.bladder_ml - 1.0).abs() < 0.05, "{held} mL for {}", motion.bladder_ml);
+    }
+
+    #[test]
+    fn random_motion_has_the_spread_of_the_table() {
+        let patient = Patient::new(2, 0);
+        let motions: Vec<Motion> = (1..200).map(|scan| patient.motion(2, scan)).collect();
+        let n = motions.len() as f64;
+        for (axis, sigma) in [0.9, 1.9, 1.7].into_iter().enumerate() {
+            let mean = motions.iter().map(|m| m.prostate_shift[axis]).sum::<f64>() / n;
+            let variance = motions.iter().map(|m| (m.prostate_shift[axis] - mean).powi(2)).sum::<f64>() / n;
+            // 199 draws: the standard error of a standard deviation is 5 %.
+            assert!((variance.sqrt() / sigma - 1.0).abs() < 0.18, "axis {axis}: {}", variance.sqrt());
+        }
+        // A full rectum comes with a prostate further forward: r = 0.82 (Mangar 2006).
+        let (x, y): (Vec<f64>, Vec<f64>) =
+            motions.iter().map(|m| (m.rectum_log, -m.prostate_shift[1])).unzip();
+        let (mx, my) = (x.iter().sum::<f64>() / n, y.iter().sum::<f64>() / n);
+        let cov = x.iter().zip(&y).map(|(a, b)| (a - mx) * (b - my)).sum::<f64>();
+        let spread = |v: &[f64], m: f64| v.iter().map(|a| (a - m).powi(2)).sum::<f64>().sqrt();
+        let r = cov / (spread(&x, mx) * spread(&y, my));
+        assert!((0.7..0.92).contains(&r), "r = {r}");
     }
 }

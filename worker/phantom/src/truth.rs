@@ -4,6 +4,7 @@ use crate::anatomy::bones::{FEMORAL_HEAD, SYMPHYSIS};
 use crate::lattice::Lattice;
 use crate::motion::Patient;
 use libjrs::geometry::Point;
+use libjrs::landmarks::Landmark;
 use libjrs::{DisplacementField, Grid};
 use rayon::prelude::*;
 
@@ -15,8 +16,9 @@ pub fn displacement(patient: &Patient, fixed: &Lattice, moving: &Lattice, grid: 
     let mut field = DisplacementField::zero(grid.clone());
     let [ux, uy, uz] = &mut field.u;
     let plane = nx * ny;
-    (ux.par_chunks_mut(plane).zip(uy.par_chunks_mut(plane)).zip(uz.par_chunks_mut(plane))).enumerate().for_each(
-        |(k, ((ux, uy), uz))| {
+    (ux.par_chunks_mut(plane).zip(uy.par_chunks_mut(plane)).zip(uz.par_chunks_mut(plane)))
+        .enumerate()
+        .for_each(|(k, ((ux, uy), uz))| {
             for j in 0..ny {
                 let [x0, y, z] = grid.to_physical([0.0, j as f64, k as f64]);
                 let row = fixed.row(y, z);
@@ -36,25 +38,13 @@ pub fn displacement(patient: &Patient, fixed: &Lattice, moving: &Lattice, grid: 
                     (ux[at], uy[at], uz[at]) = (round(u[0]), round(u[1]), round(u[2]));
                 }
             }
-        },
-    );
+        });
     field
 }
 
 /// To 1/1024 mm, the accuracy of the inversion: the digits behind it would only fill the file.
 fn round(mm: f64) -> f32 {
     ((mm * 1024.0).round() / 1024.0) as f32
-}
-
-/// A named point in both scans, LPS mm.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Landmark {
-    /// Such as `prostate apex`.
-    pub name: &'static str,
-    /// Where it is in the fixed scan.
-    pub fixed: Point,
-    /// Where it is in the moving scan.
-    pub moving: Point,
 }
 
 /// Landmarks that both scans show within `grid`.
@@ -69,7 +59,7 @@ pub fn landmarks(patient: &Patient, fixed: &Lattice, moving: &Lattice, grid: &Gr
             let start: Point = std::array::from_fn(|a| template[a] * patient.scale[a]);
             let fixed = fixed.solve(template, start)?;
             let moving = moving.solve(template, start)?;
-            (visible(fixed) && visible(moving)).then_some(Landmark { name, fixed, moving })
+            (visible(fixed) && visible(moving)).then(|| Landmark { name: name.into(), fixed, moving })
         })
         .collect()
 }

@@ -193,8 +193,20 @@ struct Pack<'a> {
 impl Kernel for Pack<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        match self.window.reading.stride {
+            1 => self.rows::<1>(),
+            _ => self.rows::<2>(),
+        }
+    }
+}
+
+impl Pack<'_> {
+    /// `STEP` is the stride, a constant so that the loops over rows have no divisions in them.
+    #[inline(always)]
+    fn rows<const STEP: usize>(self) {
         let Self { window, x, part, first, channels, packed } = self;
-        let Reading { c_in, input: [d, h, w], start, stride: s, .. } = window.reading;
+        let Reading { c_in, input: [d, h, w], start, .. } = window.reading;
+        let s = STEP;
         // The whole window, also for the last, smaller parts: what a tile reads past their end must be finite
         // (0 x NaN would count in the weight gradient).
         let (rows_in, planes_in) = (window.area / window.row, window.channel / window.plane);
@@ -216,7 +228,7 @@ impl Kernel for Pack<'_> {
                             let to =
                                 &mut plane[(py * s + px) * window.area + iy * window.row..][..window.row];
                             match source {
-                                Some(source) => pack_row(source, start[2] + px as isize, s, to),
+                                Some(source) => pack_row::<STEP>(source, start[2] + px as isize, to),
                                 None => to.fill(0.0),
                             }
                         }
@@ -228,9 +240,10 @@ impl Kernel for Pack<'_> {
     }
 }
 
-/// `to[i] = source[from + s*i]`, 0 outside.
+/// `to[i] = source[from + STEP*i]`, 0 outside.
 #[inline(always)]
-fn pack_row(source: &[f32], from: isize, s: usize, to: &mut [f32]) {
+fn pack_row<const STEP: usize>(source: &[f32], from: isize, to: &mut [f32]) {
+    let s = STEP;
     let before = if from < 0 { ((-from) as usize).div_ceil(s).min(to.len()) } else { 0 };
     let first = (from + (before * s) as isize) as usize;
     let count = source.len().saturating_sub(first).div_ceil(s).min(to.len() - before);

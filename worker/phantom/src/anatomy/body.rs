@@ -38,10 +38,22 @@ impl Body {
             (140.0, 0.9),
             (260.0, 0.92),
         ]);
-        let groin =
-            Profile::through(&[(-160.0, -22.0), (-90.0, -14.0), (-50.0, -4.0), (0.0, 0.0), (60.0, 2.0), (140.0, 4.0)]);
-        let buttock =
-            Profile::through(&[(-180.0, -42.0), (-110.0, -18.0), (-60.0, -2.0), (-10.0, 2.0), (60.0, -1.0), (150.0, -14.0)]);
+        let groin = Profile::through(&[
+            (-160.0, -22.0),
+            (-90.0, -14.0),
+            (-50.0, -4.0),
+            (0.0, 0.0),
+            (60.0, 2.0),
+            (140.0, 4.0),
+        ]);
+        let buttock = Profile::through(&[
+            (-180.0, -42.0),
+            (-110.0, -18.0),
+            (-60.0, -2.0),
+            (-10.0, 2.0),
+            (60.0, -1.0),
+            (150.0, -14.0),
+        ]);
         Self {
             half_width: Profile::of(|z| half_width * width.at(z)),
             front: Profile::of(|z| back - depth - groin.at(z) - belly * smoothstep((z - 10.0) / 110.0)),
@@ -61,7 +73,8 @@ impl Body {
         let z = p[2];
         let (half_width, front, back) = (self.half_width.at(z), self.front.at(z), self.back.at(z));
         let middle = 8.0;
-        let (u, v) = (p[0] / half_width, (p[1] - middle) / if p[1] < middle { middle - front } else { back - middle });
+        let (u, v) =
+            (p[0] / half_width, (p[1] - middle) / if p[1] < middle { middle - front } else { back - middle });
         let (u, w) = (u.abs(), v.abs());
         // A superellipse, rounder in front (exponent 5/2) than behind (3), where the patient lies on the couch.
         let (depth, un, wn) = if v < 0.0 {
@@ -95,7 +108,11 @@ impl Body {
             }
         }
         let (a, b) = (u * u + 1e-6, w * w + 1e-6);
-        let vertical = if v < 0.0 { self.fat[0] * (1.0 + 0.5 * (self.belly / 30.0) * smoothstep(z / 80.0)) } else { self.fat[2] };
+        let vertical = if v < 0.0 {
+            self.fat[0] * (1.0 + 0.5 * (self.belly / 30.0) * smoothstep(z / 80.0))
+        } else {
+            self.fat[2]
+        };
         let fat = (self.fat[1] * a + vertical * b) / (a + b);
         (skin, skin + fat)
     }

@@ -47,7 +47,8 @@ impl Organs {
             [27.5 * size * draw.gauss(1.0, 0.04), 20.5 * size, 25.0 * size * draw.gauss(1.0, 0.05)];
         // Apex 7.1 ± 4.7 mm above the bottom of the symphysis at -55 mm (Li 2010).
         let apex = -55.0 + draw.gauss(8.0, 2.6);
-        let prostate_center = [draw.gauss(0.0, 1.0), PROSTATE_BACK - prostate_radii[1], apex + prostate_radii[2]];
+        let prostate_center =
+            [draw.gauss(0.0, 1.0), PROSTATE_BACK - prostate_radii[1], apex + prostate_radii[2]];
 
         // Bladder at planning: 282 ± 145 mL (89-608).
         let bladder_cc = (245.0f64.ln() + 0.5 * draw.normal()).exp().clamp(95.0, 600.0);
@@ -104,7 +105,11 @@ impl Organs {
         let pieces = &self.vesicles[side];
         // Lobules: the wall swells and narrows by a millimetre along the organ.
         let lobules = 0.7 * (p[0] * 0.9).sin() * (p[2] * 0.7).cos();
-        let union = smooth_min(smooth_min(pieces[0].distance(p), pieces[1].distance(p), 2.0), pieces[2].distance(p), 2.0);
+        let union = smooth_min(
+            smooth_min(pieces[0].distance(p), pieces[1].distance(p), 2.0),
+            pieces[2].distance(p),
+            2.0,
+        );
         (union + lobules).max(-self.prostate(p) + 0.3)
     }
 
@@ -152,7 +157,9 @@ impl Organs {
     /// Middle of a seminal vesicle (0 right, 1 left).
     pub fn vesicle_middle(&self, side: usize) -> Point {
         let sum = self.vesicles[side].iter().fold([0.0; 3], |sum, piece| match piece {
-            Shape::Rod { a, b, .. } => add(sum, [(a[0] + b[0]) / 6.0, (a[1] + b[1]) / 6.0, (a[2] + b[2]) / 6.0]),
+            Shape::Rod { a, b, .. } => {
+                add(sum, [(a[0] + b[0]) / 6.0, (a[1] + b[1]) / 6.0, (a[2] + b[2]) / 6.0])
+            }
             _ => sum,
         });
         sum

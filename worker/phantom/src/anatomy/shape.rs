@@ -8,17 +8,57 @@ use libjrs::geometry::Point;
 /// A solid.
 #[derive(Debug, Clone)]
 pub enum Shape {
-    /// Rows of `axes` are the unit directions of `radii`.
-    Ellipsoid { center: Point, radii: [f64; 3], axes: [[f64; 3]; 3] },
-    /// A rod with round ends whose radius goes from `ra` at `a` to `rb` at `b`.
-    Rod { a: Point, b: Point, ra: f64, rb: f64 },
-    /// A triangle with round edges and half thickness `half`.
-    Plate { corners: [Point; 3], half: f64 },
-    /// Part of a spherical shell: directions whose cosine with `axis` is above `cosine`.
-    Cup { center: Point, inner: f64, outer: f64, axis: Point, cosine: f64 },
-    /// A bent slab across the midline: a segment in the sagittal plane (y, z) with half thickness and
-    /// half width (x) that go linearly from the first to the second value.
-    Wedge { from: [f64; 2], to: [f64; 2], thickness: [f64; 2], width: [f64; 2] },
+    /// An ellipsoid.
+    Ellipsoid {
+        /// Its middle.
+        center: Point,
+        /// Semi-axes, mm.
+        radii: [f64; 3],
+        /// Unit directions of the semi-axes (rows).
+        axes: [[f64; 3]; 3],
+    },
+    /// A rod with round ends.
+    Rod {
+        /// One end of the axis.
+        a: Point,
+        /// The other end.
+        b: Point,
+        /// Radius at `a`, mm.
+        ra: f64,
+        /// Radius at `b`, mm.
+        rb: f64,
+    },
+    /// A triangle with round edges.
+    Plate {
+        /// Corners of the middle surface.
+        corners: [Point; 3],
+        /// Half the thickness, mm.
+        half: f64,
+    },
+    /// Part of a spherical shell.
+    Cup {
+        /// Middle of the sphere.
+        center: Point,
+        /// Inner radius, mm.
+        inner: f64,
+        /// Outer radius, mm.
+        outer: f64,
+        /// Unit direction of the closed side.
+        axis: Point,
+        /// The shell covers directions whose cosine with `axis` is above this.
+        cosine: f64,
+    },
+    /// A bent slab across the midline: a segment in the sagittal plane with linear size.
+    Wedge {
+        /// First end (y, z).
+        from: [f64; 2],
+        /// Second end (y, z).
+        to: [f64; 2],
+        /// Half thickness at both ends, mm.
+        thickness: [f64; 2],
+        /// Half width (x) at both ends, mm.
+        width: [f64; 2],
+    },
 }
 
 impl Shape {
@@ -95,11 +135,7 @@ impl Shape {
 #[inline]
 pub fn ellipsoid(d: Point, radii: [f64; 3]) -> f64 {
     let k0 = norm([d[0] / radii[0], d[1] / radii[1], d[2] / radii[2]]);
-    let k1 = norm([
-        d[0] / (radii[0] * radii[0]),
-        d[1] / (radii[1] * radii[1]),
-        d[2] / (radii[2] * radii[2]),
-    ]);
+    let k1 = norm([d[0] / (radii[0] * radii[0]), d[1] / (radii[1] * radii[1]), d[2] / (radii[2] * radii[2])]);
     if k1 < 1e-12 { -radii[0].min(radii[1]).min(radii[2]) } else { k0 * (k0 - 1.0) / k1 }
 }
 
@@ -249,7 +285,8 @@ mod tests {
         for n in 0..20_000u32 {
             // A low-discrepancy walk through the box.
             let f = |g: f64| (f64::from(n) * g).fract();
-            let p = [-120.0 + 240.0 * f(0.754_877), -80.0 + 160.0 * f(0.569_840), -40.0 + 170.0 * f(0.618_034)];
+            let p =
+                [-120.0 + 240.0 * f(0.754_877), -80.0 + 160.0 * f(0.569_840), -40.0 + 170.0 * f(0.618_034)];
             for (k, shape) in shapes.iter().enumerate() {
                 if shape.distance(p) < 2.0 {
                     assert!(index.near(p).contains(&(k as u16)), "{p:?} misses shape {k}");

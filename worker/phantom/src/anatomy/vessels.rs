@@ -41,7 +41,8 @@ impl Vessels {
             ]
             .map(at)
             .to_vec();
-            let internal = [[34.0, 14.0, 105.0], [42.0, 36.0, 75.0], [50.0, 50.0, 45.0], [52.0, 40.0, 22.0]].map(at);
+            let internal =
+                [[34.0, 14.0, 105.0], [42.0, 36.0, 75.0], [50.0, 50.0, 45.0], [52.0, 40.0, 22.0]].map(at);
             let obturator = [[46.0, 28.0, 52.0], [47.0, 4.0, 30.0], [48.0, -16.0, 12.0]].map(at);
             let chain = |points: &[Point], offset: Point, r: f64, out: &mut Vec<Shape>| {
                 for pair in points.windows(2) {
@@ -56,10 +57,13 @@ impl Vessels {
             chain(&internal, [-side * 5.0, 6.0, -4.0], 3.2, &mut vessels);
             chain(&obturator, [0.0; 3], 1.8, &mut vessels);
             // Spermatic cord, from the deep ring to the scrotum.
-            let cord = [[66.0, -72.0, 14.0], [38.0, -84.0, -18.0], [26.0, -84.0, -50.0], [20.0, -80.0, -100.0]].map(at);
+            let cord =
+                [[66.0, -72.0, 14.0], [38.0, -84.0, -18.0], [26.0, -84.0, -50.0], [20.0, -80.0, -100.0]]
+                    .map(at);
             chain(&cord, [0.0; 3], 4.5, &mut vessels);
             // Vessels beside the prostate and the superficial femoral tributaries.
-            let bundle = [[22.0, 24.0, -44.0], [27.0, 24.0, -20.0], [36.0, 26.0, 4.0], [46.0, 40.0, 24.0]].map(at);
+            let bundle =
+                [[22.0, 24.0, -44.0], [27.0, 24.0, -20.0], [36.0, 26.0, 4.0], [46.0, 40.0, 24.0]].map(at);
             chain(&bundle, [0.0; 3], 1.9, &mut vessels);
             let saphenous = [[76.0, -84.0, -30.0], [68.0, -98.0, -60.0], [60.0, -100.0, -120.0]].map(at);
             chain(&saphenous, [0.0; 3], 2.5, &mut vessels);
@@ -73,10 +77,14 @@ impl Vessels {
                 for _ in 0..4 {
                     let along = draw.between(0.0, path.len() as f64 - 1.0);
                     let (k, t) = (along as usize, along.fract());
-                    let center: Point = std::array::from_fn(|a| path[k][a] + t * (path[k + 1][a] - path[k][a]));
+                    let center: Point =
+                        std::array::from_fn(|a| path[k][a] + t * (path[k + 1][a] - path[k][a]));
                     let center = add(center, draw.gauss3([5.5, 5.5, 2.0]));
                     let r = draw.between(1.8, 3.6);
-                    beads.push(Shape::ellipsoid(center, [r, r * draw.between(0.7, 1.2), r * draw.between(1.0, 1.9)]));
+                    beads.push(Shape::ellipsoid(
+                        center,
+                        [r, r * draw.between(0.7, 1.2), r * draw.between(1.0, 1.9)],
+                    ));
                 }
             }
             for _ in 0..5 {

@@ -26,8 +26,7 @@ pub(super) fn volume(grid: &Grid, seed: u64, patient: usize, scan: usize) -> Vec
         }
         for j in 0..ny {
             for i in 0..nx {
-                slice[i + nx * j] =
-                    kernel.iter().enumerate().map(|(n, w)| w * rows[i + nx * (j + n)]).sum();
+                slice[i + nx * j] = kernel.iter().enumerate().map(|(n, w)| w * rows[i + nx * (j + n)]).sum();
             }
         }
     });
