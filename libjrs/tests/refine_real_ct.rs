@@ -52,9 +52,8 @@ fn recovers_a_known_warp_of_a_real_ct() {
         (0..3).for_each(|a| field.u[a][i] = u[a] as f32);
     }
     let fixed = resampled(&field);
-    let steps = std::env::var("JRS_TEST_STEPS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
     let options = RegisterOptions {
-        refine: RefineOptions { steps, ..Default::default() },
+        refine: RefineOptions { steps: 100, ..Default::default() },
         spacing_mm: spacing,
         ..Default::default()
     };
