@@ -7,7 +7,7 @@ mod commands;
 mod failure;
 
 use clap::{Parser, Subcommand};
-use commands::{model, phantom, plan, train};
+use commands::{demo, evaluate, model, phantom, plan, prepare, register, train};
 use std::process::ExitCode;
 
 /// Deformable registration of CT scans by a network that learned to carry contours (JRS-GAN).
@@ -31,10 +31,18 @@ struct Cli {
 enum Command {
     /// Make a synthetic male-pelvis cohort with known truth.
     Phantom(phantom::Args),
+    /// Resample, align and clip a dataset into the cache that training reads.
+    Prepare(prepare::Args),
     /// Train one of the five systems of the paper on prepared data.
     Train(train::Args),
     /// Print the resolved configuration and what a run will cost, without training.
     Plan(plan::Args),
+    /// Register two scans: warped image, displacement field, labels, points and a QA report.
+    Register(register::Args),
+    /// Score a model on a split of a dataset: the paper's tables and plots.
+    Evaluate(evaluate::Args),
+    /// The whole loop on one machine: make patients, train, resume, register, judge.
+    Demo(demo::Args),
     /// Look at a model file or check it.
     Model(model::Args),
 }
@@ -59,6 +67,10 @@ fn start(cli: &Cli) -> anyhow::Result<()> {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Phantom(args) => phantom::run(&args),
+        Command::Prepare(args) => prepare::run(&args),
+        Command::Register(args) => register::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Model(args) => model::run(&args),

@@ -1,0 +1,323 @@
+//! `jrs evaluate`: the paper's table on a split of a dataset.
+
+use super::{Align, phase};
+use jrs_data::dataset::{Dataset, Pair, Split};
+use jrs_report::boxplot::box_plot;
+use jrs_report::evaluation::BEFORE;
+use jrs_report::table::{References, case_table, score_table};
+use jrs_report::{
+    Case, Evaluation, EvaluationReport, Figure, OrganScores, RegistrationPictures, Score, System, evaluation_page,
+};
+use libjrs::align::files::read_affine;
+use libjrs::field::{compose_with_affine, warp_labels};
+use libjrs::landmarks::read_landmarks;
+use libjrs::metrics::{dice, jacobian, surface_distances, target_registration_error};
+use libjrs::model::Model;
+use libjrs::nifti::{read_image, read_labels};
+use libjrs::preprocess::torso_mask;
+use libjrs::progress::Progress;
+use libjrs::register::{RegisterOptions, register};
+use libjrs::{Affine, DisplacementField, Error, Volume};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Arguments of `jrs evaluate`.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  jrs evaluate --model model.safetensors --data cohort --split test --out tables")]
+pub struct Args {
+    /// Trained model.
+    #[arg(long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Folder with dataset.json and the NIfTI files.
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// train, validation or test.
+    #[arg(long, default_value = "test")]
+    pub split: SplitArg,
+    /// Alignment before the network, also for the "before registration" row.
+    #[arg(long, default_value = "rigid")]
+    pub align: Align,
+    /// Memory limit for the network, MB.
+    #[arg(long, default_value_t = 4096, value_name = "MB")]
+    pub memory: usize,
+    /// Folder for tables, plots and the page.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// End with one JSON line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A split on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum SplitArg {
+    /// Seen by the optimiser.
+    Train,
+    /// Chose the best model.
+    Validation,
+    /// Never seen.
+    Test,
+}
+
+impl From<SplitArg> for Split {
+    fn from(split: SplitArg) -> Self {
+        match split {
+            SplitArg::Train => Self::Train,
+            SplitArg::Validation => Self::Validation,
+            SplitArg::Test => Self::Test,
+        }
+    }
+}
+
+/// Means over the evaluated pairs.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Summary {
+    /// Mean MSD over organs and pairs after the affine step alone, mm.
+    pub msd_before_mm: f64,
+    /// The same after registration, mm.
+    pub msd_after_mm: f64,
+    /// Per organ: (before, after), mm.
+    pub msd_per_organ: std::collections::BTreeMap<String, [f64; 2]>,
+    /// Mean share of voxels in the body that fold, per cent.
+    pub folding_percent: f64,
+    /// The HTML page.
+    pub report: PathBuf,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let summary = evaluate(args, Vec::new())?;
+    if args.json {
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        summary.print();
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Registers every pair of the split and writes tables, plots and the page; `curves` go into the page.
+pub fn evaluate(args: &Args, curves: Vec<jrs_report::curves::Chart>) -> anyhow::Result<Summary> {
+    let model = Model::load(&args.model)?;
+    let dataset = Dataset::open(&args.data)?;
+    let split = Split::from(args.split);
+    let pairs: Vec<&Pair> = dataset.pairs.iter().filter(|p| p.split == split).collect();
+    if pairs.is_empty() {
+        return Err(Error::file(
+            args.data.join(jrs_data::dataset::MANIFEST),
+            format!("no pair is in the {split:?} split"),
+            "Choose another --split",
+        )
+        .into());
+    }
+    std::fs::create_dir_all(&args.out)
+        .map_err(|e| Error::io(&args.out, e, "Give --out a folder that can be written"))?;
+    let name = model.manifest.training.system.clone();
+    let mut evaluation = Evaluation {
+        data: format!("{} ({:?} split, {} pairs)", dataset.name, split, pairs.len()),
+        systems: vec![
+            System { name: BEFORE.into(), cases: Vec::new() },
+            System { name: name.clone(), cases: Vec::new() },
+        ],
+    };
+    let bar = phase("evaluate", pairs.len() as u64);
+    let mut overlays = Vec::new();
+    for pair in pairs {
+        let judged = judge(args, &dataset, pair, &model)?;
+        evaluation.systems[0].cases.push(judged.before);
+        evaluation.systems[1].cases.push(judged.after);
+        if overlays.len() < 3 {
+            overlays.push(judged.overlay);
+        }
+        bar.advance(1);
+    }
+    bar.finish();
+    let report = write(args, &evaluation, &model, overlays, curves)?;
+    Ok(Summary::new(&evaluation, report))
+}
+
+struct Judged {
+    before: Case,
+    after: Case,
+    overlay: Figure,
+}
+
+fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::Result<Judged> {
+    let path = |file: &str| args.data.join(file);
+    let labels = |file: &Option<String>| -> libjrs::Result<Volume<u8>> {
+        match file {
+            Some(file) => read_labels(path(file)),
+            None => Err(Error::input(
+                format!("pair {} has no label maps, so there is nothing to score", pair.id),
+                "Add \"labels\" to both scans in dataset.json",
+            )),
+        }
+    };
+    let (fixed, moving) = (read_image(path(&pair.fixed.image))?, read_image(path(&pair.moving.image))?);
+    let (fixed_labels, moving_labels) = (labels(&pair.fixed.labels)?, labels(&pair.moving.labels)?);
+    let clock = Instant::now();
+    let affine = match &pair.affine {
+        Some(file) => read_affine(path(file))?,
+        None => args.align.find(&fixed, &moving)?,
+    };
+    let options = RegisterOptions {
+        affine,
+        max_bytes: args.memory << 20,
+        both_directions: true,
+        ..Default::default()
+    };
+    let result = register(Some(model), &fixed, &moving, &options, Progress::SILENT)?;
+    let seconds = clock.elapsed().as_secs_f64();
+
+    let at_start = compose_with_affine(&DisplacementField::zero(fixed.grid.clone()), &affine);
+    let unregistered = warp_labels(&moving_labels, &at_start, None);
+    let propagated = warp_labels(&moving_labels, &result.field, None);
+    let body = torso_mask(&fixed)?;
+    let local = libjrs::field::resample_field(&result.network_field, &fixed.grid);
+    let folding = jacobian(&local).statistics(|i| body.data[i] != 0);
+    let landmarks = pair.truth.as_ref().and_then(|t| t.landmarks.as_ref());
+    let landmarks = landmarks.map(|file| read_landmarks(path(file))).transpose()?;
+
+    let case = |labels: &Volume<u8>, field: &DisplacementField| -> libjrs::Result<Case> {
+        let tre = landmarks.as_ref().map(|l| target_registration_error(l, field, &Affine::IDENTITY));
+        Ok(Case {
+            pair: pair.id.clone(),
+            patient: pair.patient.clone(),
+            organs: organ_scores(dataset, &fixed_labels, labels)?,
+            tre_mean_mm: tre.as_ref().map(|t| t.mean_mm),
+            tre_max_mm: tre.as_ref().map(|t| t.max_mm),
+            ..Case::default()
+        })
+    };
+    let before = case(&unregistered, &at_start)?;
+    let after = Case {
+        jacobian_std: folding.as_ref().map(|j| j.std),
+        jacobian_min: folding.as_ref().map(|j| j.min),
+        folding_percent: folding.as_ref().map(|j| 100.0 * j.folded),
+        inverse_consistency_mm: result.inverse_consistency.as_ref().map(|i| i.mean_mm),
+        seconds: Some(seconds),
+        ..case(&propagated, &result.field)?
+    };
+    let pictures = RegistrationPictures {
+        fixed: &fixed,
+        moving: &moving,
+        warped: &result.warped,
+        fixed_labels: Some(&fixed_labels),
+        moving_labels: Some(&moving_labels),
+        warped_labels: Some(&propagated),
+        field: None,
+        jacobian: None,
+    };
+    let overlay = Figure {
+        picture: jrs_report::Picture::Png(pictures.comparison(360).png()?),
+        caption: format!("Pair {}: before and after registration", pair.id),
+    };
+    Ok(Judged { before, after, overlay })
+}
+
+fn organ_scores(
+    dataset: &Dataset,
+    reference: &Volume<u8>,
+    propagated: &Volume<u8>,
+) -> libjrs::Result<Vec<OrganScores>> {
+    dataset
+        .organs
+        .iter()
+        .map(|organ| {
+            let surfaces = surface_distances(reference, propagated, organ.id)?;
+            Ok(OrganScores {
+                organ: organ.name.clone(),
+                dsc: dice(reference, propagated, organ.id)?,
+                msd_mm: surfaces.as_ref().map(|s| s.msd),
+                hd95_mm: surfaces.as_ref().map(|s| s.hd95),
+            })
+        })
+        .collect()
+}
+
+fn write(
+    args: &Args,
+    evaluation: &Evaluation,
+    model: &Model,
+    overlays: Vec<Figure>,
+    curves: Vec<jrs_report::curves::Chart>,
+) -> anyhow::Result<PathBuf> {
+    let out = |name: &str| args.out.join(name);
+    let references = References { dagger: Some(BEFORE.into()), double_dagger: None };
+    let mut markdown = String::new();
+    for score in Score::ALL {
+        let table = score_table(evaluation, score, &references);
+        markdown.push_str(&table.markdown());
+        markdown.push('\n');
+        jrs_report::save(out(&format!("{}.csv", score.key())), table.csv())?;
+        jrs_report::save(out(&format!("{}.svg", score.key())), box_plot(evaluation, score))?;
+    }
+    markdown.push_str(&case_table(evaluation).markdown());
+    jrs_report::save(out("tables.md"), markdown)?;
+    jrs_report::save(out("evaluation.json"), serde_json::to_string_pretty(evaluation)?)?;
+    let training = &model.manifest.training;
+    let report = EvaluationReport {
+        title: "Evaluation".into(),
+        subtitle: evaluation.data.clone(),
+        evaluation: evaluation.clone(),
+        references,
+        findings: Vec::new(),
+        overlays,
+        curves,
+        provenance: vec![
+            ("model".into(), file_name(&args.model)),
+            ("model SHA-256".into(), model.sha256()),
+            ("system".into(), training.system.clone()),
+            ("generator iterations".into(), training.steps.to_string()),
+            ("config SHA-256".into(), training.config_sha256.clone()),
+            ("data SHA-256".into(), training.dataset_sha256.clone()),
+        ],
+        footer: concat!("jrs ", env!("CARGO_PKG_VERSION")).into(),
+    };
+    let page = out("report.html");
+    jrs_report::save(&page, evaluation_page(&report))?;
+    Ok(page)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+impl Summary {
+    fn new(evaluation: &Evaluation, report: PathBuf) -> Self {
+        let mean = |v: &[f64]| if v.is_empty() { f64::NAN } else { v.iter().sum::<f64>() / v.len() as f64 };
+        let [before, after] = [0, 1].map(|i| &evaluation.systems[i]);
+        let all = |system: &System| -> f64 {
+            let values: Vec<f64> =
+                system.cases.iter().flat_map(|c| &c.organs).filter_map(|o| o.msd_mm).collect();
+            mean(&values)
+        };
+        let per_organ = |system: &System, organ: &str| -> f64 {
+            let values: Vec<f64> = system.cases.iter().filter_map(|c| c.score(Score::Msd, organ)).collect();
+            mean(&values)
+        };
+        let folding: Vec<f64> = after.cases.iter().filter_map(|c| c.folding_percent).collect();
+        Self {
+            msd_before_mm: all(before),
+            msd_after_mm: all(after),
+            msd_per_organ: evaluation
+                .organs()
+                .into_iter()
+                .map(|o| (o.clone(), [per_organ(before, &o), per_organ(after, &o)]))
+                .collect(),
+            folding_percent: mean(&folding),
+            report,
+        }
+    }
+
+    /// A short table for people.
+    pub fn print(&self) {
+        println!("mean surface distance, mm    before    after");
+        for (organ, [before, after]) in &self.msd_per_organ {
+            println!("  {organ:<24} {before:>8.2} {after:>8.2}");
+        }
+        println!("  {:<24} {:>8.2} {:>8.2}", "all organs", self.msd_before_mm, self.msd_after_mm);
+        println!("folding {:.3} %", self.folding_percent);
+        println!("report  {}", self.report.display());
+    }
+}
