@@ -17,7 +17,7 @@ use libjrs::nifti::{read_image, read_labels};
 use libjrs::preprocess::torso_mask;
 use libjrs::progress::Progress;
 use libjrs::register::{RegisterOptions, register};
-use libjrs::{Affine, DisplacementField, Error, Volume};
+use libjrs::{DisplacementField, Error, Volume};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -179,7 +179,7 @@ fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::
     let landmarks = landmarks.map(|file| read_landmarks(path(file))).transpose()?;
 
     let case = |labels: &Volume<u8>, field: &DisplacementField| -> libjrs::Result<Case> {
-        let tre = landmarks.as_ref().map(|l| target_registration_error(l, field, &Affine::IDENTITY));
+        let tre = landmarks.as_ref().and_then(|l| target_registration_error(l, field, None));
         Ok(Case {
             pair: pair.id.clone(),
             patient: pair.patient.clone(),

@@ -18,7 +18,7 @@ use libjrs::progress::Progress;
 use libjrs::qa::{Agreement, QaInput, QaLimits, QaReport, Status, assess};
 use libjrs::refine::RefineOptions;
 use libjrs::register::{RegisterOptions, Registration, register};
-use libjrs::{Affine, Error, Volume};
+use libjrs::{Error, Volume};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -164,7 +164,7 @@ fn write_results(
     }
     if let Some(points) = points {
         let places: Vec<_> = points.iter().map(|p| p.point).collect();
-        let found = invert_points(&result.field, &Affine::IDENTITY, &places).context("carrying the points over")?;
+        let found = invert_points(&result.field, None, &places).context("carrying the points over")?;
         let lost: Vec<&str> =
             points.iter().zip(&found).filter(|(_, f)| !f.converged).map(|(p, _)| p.name.as_str()).collect();
         if !lost.is_empty() {
