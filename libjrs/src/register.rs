@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
+use crate::align::{AlignOptions, align};
 use crate::engine::{CpuEngine, Engine, infer};
 use crate::field::{
     InverseConsistency, compose_with_affine, inverse_consistency, resample_field, sample_clamped, warp_image,
@@ -16,13 +17,14 @@ use crate::geometry::mat_vec;
 use crate::model::{Model, Preprocessing};
 use crate::progress::Progress;
 use crate::refine::{LevelReport, RefineOptions, refine};
+use crate::resample::{resample_image, working_grid};
 use crate::{Affine, DisplacementField, Error, Grid, Result, Volume};
 
 /// How to register.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RegisterOptions {
     /// Maps fixed points to moving points before anything else; the network only finds what is left.
-    pub affine: Affine,
+    pub prealign: Prealign,
     /// Bound of the working memory of the network and of refinement, bytes; images and fields come on top.
     pub max_bytes: usize,
     /// Gradient steps of test-time refinement; 0 = the network alone.
@@ -38,7 +40,7 @@ pub struct RegisterOptions {
 impl Default for RegisterOptions {
     fn default() -> Self {
         Self {
-            affine: Affine::IDENTITY,
+            prealign: Prealign::Given(Affine::IDENTITY),
             max_bytes: 4 << 30,
             refine: RefineOptions { steps: 0, ..Default::default() },
             both_directions: false,
@@ -46,6 +48,15 @@ impl Default for RegisterOptions {
             spacing_mm: 1.0,
         }
     }
+}
+
+/// Where the prealignment comes from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Prealign {
+    /// It is known; [`Affine::IDENTITY`] where the scans lie as they should.
+    Given(Affine),
+    /// To be found, see [`crate::align`].
+    Find(AlignOptions),
 }
 
 /// A finished registration.
@@ -125,26 +136,27 @@ fn pipeline(
             "give a model or ask for refinement",
         ));
     }
-    let inverse_affine = options.affine.inverse().ok_or_else(|| {
-        Error::input(
-            format!("the prealignment {:?} is singular", options.affine.matrix),
-            "give another affine",
-        )
-    })?;
     check_scan(fixed, "fixed")?;
     check_scan(moving, "moving")?;
     let mut clock = Clock::default();
+    progress.step("align", 0, 1)?;
+    let affine = match &options.prealign {
+        Prealign::Given(affine) => *affine,
+        Prealign::Find(how) => align(fixed, moving, how)?.affine,
+    };
+    let inverse_affine = affine.inverse().ok_or_else(|| {
+        Error::input(format!("the prealignment {:?} is singular", affine.matrix), "give another affine")
+    })?;
+    clock.lap("align");
     let mut warnings = Vec::new();
 
     let grid = working_grid(&fixed.grid, preprocessing.spacing_mm);
     progress.step("resample", 0, 1)?;
-    let zero = DisplacementField::zero(grid.clone());
     let air = preprocessing.clip_hu[0] as f32;
-    check_overlap(&grid, &options.affine, &moving.grid, &mut warnings)?;
+    check_overlap(&grid, &affine, &moving.grid, &mut warnings)?;
     let prepared =
-        |scan: &Volume<f32>, affine| warp_image(scan, &zero, affine, air).map(|v| preprocessing.normalise(v));
-    let images = [prepared(fixed, None), prepared(moving, Some(&options.affine))];
-    drop(zero);
+        |scan, affine| resample_image(scan, &grid, affine, air).map(|v| preprocessing.normalise(v));
+    let images = [prepared(fixed, None), prepared(moving, Some(&affine))];
     clock.lap("resample");
 
     let mut refinement = Vec::new();
@@ -174,7 +186,7 @@ fn pipeline(
     let backward_field = if options.both_directions { Some(solve(1, 0)?) } else { None };
 
     progress.step("output", 0, 1)?;
-    let field = compose_with_affine(&resample_field(&network_field, &fixed.grid), &options.affine);
+    let field = compose_with_affine(&resample_field(&network_field, &fixed.grid), &affine);
     let floor = moving.data.iter().copied().fold(f32::INFINITY, f32::min);
     let warped = warp_image(moving, &field, None, floor);
     let backward = backward_field.map(|v| after_affine(&v, &inverse_affine, &moving.grid));
@@ -186,7 +198,7 @@ fn pipeline(
     clock.lap("output");
     progress.step("output", 1, 1)?;
     Ok(Registration {
-        affine: options.affine,
+        affine,
         field,
         network_field,
         warped,
@@ -196,18 +208,6 @@ fn pipeline(
         timings: clock.laps,
         warnings,
     })
-}
-
-/// The isotropic grid of `spacing_mm` along `grid`'s axes that fills the same box, centred in it.
-fn working_grid(grid: &Grid, spacing_mm: f64) -> Grid {
-    let size: [usize; 3] = std::array::from_fn(|a| {
-        ((grid.size[a] as f64 * grid.spacing[a] / spacing_mm).round() as usize).max(1)
-    });
-    // The boxes' centres coincide: voxel (n - 1) / 2 of both grids is the same point.
-    let first = std::array::from_fn(|a| {
-        ((grid.size[a] - 1) as f64 - (size[a] - 1) as f64 * spacing_mm / grid.spacing[a]) / 2.0
-    });
-    Grid { size, spacing: [spacing_mm; 3], origin: grid.to_physical(first), direction: grid.direction }
 }
 
 fn check_scan(scan: &Volume<f32>, name: &str) -> Result<()> {
@@ -360,7 +360,7 @@ mod tests {
         (0..3).for_each(|a| moving_grid.origin[a] += shift[a]);
         let moving = scan(moving_grid, |q| std::array::from_fn(|a| q[a] - shift[a]));
         let options = RegisterOptions {
-            affine: Affine { translation: shift, ..Affine::IDENTITY },
+            prealign: Prealign::Given(Affine { translation: shift, ..Affine::IDENTITY }),
             refine: RefineOptions { steps: 40, ..Default::default() },
             spacing_mm: 1.5,
             both_directions: true,
@@ -375,7 +375,7 @@ mod tests {
             if distance(x, [0.0; 3]) < 16.0 {
                 let truth: [f64; 3] = std::array::from_fn(|a| bump(x)[a] + shift[a]);
                 let found: [f64; 3] = std::array::from_fn(|a| x[a] + result.field.at(i)[a] as f64);
-                before += distance(options.affine.apply(x), truth);
+                before += distance(result.affine.apply(x), truth);
                 after += distance(found, truth);
                 count += 1.0;
             }

@@ -396,7 +396,8 @@ mod tests {
     #[test]
     fn recovers_a_smooth_warp_from_zero() {
         let (fixed, moving) = pair();
-        let options = RefineOptions { steps: 60, ..Default::default() };
+        // The warp is sharper than organs move, so the images get more say.
+        let options = RefineOptions { steps: 60, bending_weight: 1.0, ..Default::default() };
         let refined = refine(&fixed, &moving, SIZE, 1.0, None, &options, Progress::SILENT).unwrap();
         let before = error(&std::array::from_fn(|_| vec![0.0; fixed.len()]), |p| wave_mm(p, 4.0));
         let after = error(&refined.u, |p| wave_mm(p, 4.0));

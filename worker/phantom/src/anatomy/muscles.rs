@@ -21,7 +21,7 @@ impl Muscles {
     pub fn new(bulk: f64) -> Self {
         let mut shapes = Vec::new();
         for shape in one_side() {
-            let shape = swell(shape, 2.5 + bulk);
+            let shape = swell(shape, 3.2 + bulk);
             shapes.push(shape.mirrored());
             shapes.push(shape);
         }
@@ -75,7 +75,10 @@ fn levator(p: Point, organs: &Organs) -> f64 {
 #[inline]
 fn belly_wall(p: Point, fascia: f64) -> f64 {
     let x = p[0].abs();
-    let straight = (-fascia - 12.0).max(p[1] + 35.0).max((x - 36.0).max(2.0 - x) * 0.9).max(-22.0 - p[2]);
+    let straight = (-fascia - 13.0 + 0.004 * (x - 19.0).powi(2))
+        .max(p[1] + 35.0)
+        .max((x - 36.0).max(2.0 - x) * 0.9)
+        .max(-22.0 - p[2]);
     let oblique = (-fascia - 17.0)
         .max(p[1] - 45.0)
         .max(40.0 - x)
@@ -128,6 +131,7 @@ fn one_side() -> Vec<Shape> {
         oval([46.0, -20.0, -46.0], [26.0, 13.0, 15.0], 38.0, 0.0),
         rod([60.0, -6.0, -46.0], [104.0, 24.0, -40.0], 12.0, 9.0),
         oval([53.0, -2.0, -18.0], [9.5, 36.0, 34.0], -22.0, 0.0),
+        oval([56.0, 6.0, 10.0], [7.0, 34.0, 26.0], -18.0, 0.0),
         rod([64.0, 34.0, -2.0], [120.0, 30.0, -8.0], 9.0, 7.0),
         // Piriformis, gemelli, quadratus femoris.
         rod([34.0, 72.0, 46.0], [84.0, 50.0, 26.0], 13.0, 13.0),

@@ -156,13 +156,12 @@ impl Organs {
 
     /// Middle of a seminal vesicle (0 right, 1 left).
     pub fn vesicle_middle(&self, side: usize) -> Point {
-        let sum = self.vesicles[side].iter().fold([0.0; 3], |sum, piece| match piece {
+        self.vesicles[side].iter().fold([0.0; 3], |sum, piece| match piece {
             Shape::Rod { a, b, .. } => {
                 add(sum, [(a[0] + b[0]) / 6.0, (a[1] + b[1]) / 6.0, (a[2] + b[2]) / 6.0])
             }
             _ => sum,
-        });
-        sum
+        })
     }
 }
 
