@@ -8,7 +8,7 @@ use jrs_report::table::{References, case_table, score_table};
 use jrs_report::{
     Case, Evaluation, EvaluationReport, Figure, OrganScores, RegistrationPictures, Score, System, evaluation_page,
 };
-use libjrs::align::files::read_affine;
+use libjrs::align::read_affine;
 use libjrs::field::{compose_with_affine, warp_labels};
 use libjrs::landmarks::read_landmarks;
 use libjrs::metrics::{dice, jacobian, surface_distances, target_registration_error};
@@ -16,7 +16,7 @@ use libjrs::model::Model;
 use libjrs::nifti::{read_image, read_labels};
 use libjrs::preprocess::torso_mask;
 use libjrs::progress::Progress;
-use libjrs::register::{RegisterOptions, register};
+use libjrs::register::{Prealign, RegisterOptions, register};
 use libjrs::{DisplacementField, Error, Volume};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -161,7 +161,7 @@ fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::
         None => args.align.find(&fixed, &moving)?,
     };
     let options = RegisterOptions {
-        affine,
+        prealign: Prealign::Given(affine),
         max_bytes: args.memory << 20,
         both_directions: true,
         ..Default::default()

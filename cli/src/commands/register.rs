@@ -5,7 +5,7 @@ use anyhow::Context;
 use jrs_report::html::{Tile, Verdict};
 use jrs_report::registration_page::{OrganChange, RegistrationReport};
 use jrs_report::{OrganScores, RegistrationPictures, registration_page};
-use libjrs::align::files::{read_affine, write_affine};
+use libjrs::align::{read_affine, write_affine};
 use libjrs::field::{invert_points, warp_labels};
 use libjrs::field_io::{NiftiFlavour, write_mha, write_nifti};
 use libjrs::landmarks::{NamedPoint, read_points, write_points};
@@ -17,7 +17,7 @@ use libjrs::preprocess::torso_mask;
 use libjrs::progress::Progress;
 use libjrs::qa::{Agreement, QaInput, QaLimits, QaReport, Status, assess};
 use libjrs::refine::RefineOptions;
-use libjrs::register::{RegisterOptions, Registration, register};
+use libjrs::register::{Prealign, RegisterOptions, Registration, register};
 use libjrs::{Error, Volume};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .map_err(|e| Error::io(&args.out, e, "Give --out a folder that can be written"))?;
 
     let options = RegisterOptions {
-        affine,
+        prealign: Prealign::Given(affine),
         max_bytes: args.memory << 20,
         refine: RefineOptions { steps: args.refine.unwrap_or(0), ..Default::default() },
         both_directions: true,
