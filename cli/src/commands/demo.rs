@@ -19,8 +19,10 @@ const SPACING_MM: f64 = 2.0;
 
 /// Arguments of `jrs demo`.
 #[derive(clap::Args)]
-#[command(after_help = "Makes a synthetic cohort, prepares it, trains JRS-GANa (interrupted and resumed once on \
-    purpose), registers patients never trained on and writes a report: about ten minutes on two cores.")]
+#[command(
+    after_help = "Makes a synthetic cohort, prepares it, trains JRS-GANa (interrupted and resumed once on \
+    purpose), registers patients never trained on and writes a report: about ten minutes on two cores."
+)]
 pub struct Args {
     /// Folder for everything; made anew.
     #[arg(long, default_value = "jrs-demo", value_name = "DIR")]
@@ -97,13 +99,16 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         },
         Vec::new(),
     )?;
-    let summary =
-        Summary { evaluation, seconds: clock.elapsed().as_secs_f64(), peak_rss_mb: peak_rss_mb() };
+    let summary = Summary { evaluation, seconds: clock.elapsed().as_secs_f64(), peak_rss_mb: peak_rss_mb() };
     if args.json {
         println!("{}", serde_json::to_string(&summary)?);
     } else {
         summary.evaluation.print();
-        println!("took    {:.0} s, peak memory {:.0} MB", summary.seconds, summary.peak_rss_mb.unwrap_or(f64::NAN));
+        println!(
+            "took    {:.0} s, peak memory {:.0} MB",
+            summary.seconds,
+            summary.peak_rss_mb.unwrap_or(f64::NAN)
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

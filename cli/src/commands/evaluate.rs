@@ -6,7 +6,8 @@ use jrs_report::boxplot::box_plot;
 use jrs_report::evaluation::BEFORE;
 use jrs_report::table::{References, case_table, score_table};
 use jrs_report::{
-    Case, Evaluation, EvaluationReport, Figure, OrganScores, RegistrationPictures, Score, System, evaluation_page,
+    Case, Evaluation, EvaluationReport, Figure, OrganScores, RegistrationPictures, Score, System,
+    evaluation_page,
 };
 use libjrs::align::read_affine;
 use libjrs::field::{compose_with_affine, warp_labels};
@@ -24,7 +25,9 @@ use std::time::Instant;
 
 /// Arguments of `jrs evaluate`.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  jrs evaluate --model model.safetensors --data cohort --split test --out tables")]
+#[command(
+    after_help = "Example:\n  jrs evaluate --model model.safetensors --data cohort --split test --out tables"
+)]
 pub struct Args {
     /// Trained model.
     #[arg(long, value_name = "FILE")]

@@ -127,7 +127,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn labels_on(path: Option<&Path>, image: &Volume<f32>, image_path: &Path) -> libjrs::Result<Option<Volume<u8>>> {
+fn labels_on(
+    path: Option<&Path>,
+    image: &Volume<f32>,
+    image_path: &Path,
+) -> libjrs::Result<Option<Volume<u8>>> {
     let Some(path) = path else { return Ok(None) };
     let labels = read_labels(path)?;
     if !labels.grid.same_space(&image.grid, 0.1) {
@@ -218,7 +222,8 @@ fn page(
         Status::Reject => Verdict::Reject,
     };
     let seconds: f64 = result.timings.iter().map(|(_, s)| s).sum();
-    let tile = |label: &str, value: String| Tile { label: label.into(), value, note: String::new(), verdict: None };
+    let tile =
+        |label: &str, value: String| Tile { label: label.into(), value, note: String::new(), verdict: None };
     let number = |v: Option<f64>, unit: &str| v.map_or("not measured".into(), |v| format!("{v:.3}{unit}"));
     let folded = jacobian(&result.network_field).statistics(|_| true).map(|s| 100.0 * s.folded);
     let scores = |organ: &str, agreement: &Option<Agreement>| {
@@ -239,7 +244,10 @@ fn page(
             tile("mean displacement", format!("{:.1} mm", qa.displacement.mean_mm)),
             tile("largest displacement", format!("{:.1} mm", qa.displacement.max_mm)),
             tile("folding", number(folded, " %")),
-            tile("inverse consistency (p95)", number(qa.inverse_consistency.as_ref().map(|i| i.p95_mm), " mm")),
+            tile(
+                "inverse consistency (p95)",
+                number(qa.inverse_consistency.as_ref().map(|i| i.p95_mm), " mm"),
+            ),
             tile("NCC before", number(qa.ncc_before, "")),
             tile("NCC after", number(qa.ncc_after, "")),
         ],

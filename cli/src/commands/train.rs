@@ -125,7 +125,10 @@ fn logs_folder(args: &Args) -> anyhow::Result<PathBuf> {
         None if !args.out.contains("://") => Ok(Path::new(&args.out).join("runs").join(&args.run)),
         None => match args.out.strip_prefix("file://") {
             Some(folder) => Ok(Path::new(folder).join("runs").join(&args.run)),
-            None => anyhow::bail!("{} is not a local folder. Give --logs DIR for the loss tables and the model", args.out),
+            None => anyhow::bail!(
+                "{} is not a local folder. Give --logs DIR for the loss tables and the model",
+                args.out
+            ),
         },
     }
 }
@@ -230,7 +233,10 @@ impl Observer for Monitor<'_> {
             COLUMNS.iter().zip(values).map(|(name, v)| (format!("train/{name}"), v)).collect();
         let scalars: Vec<(&str, f64)> = named.iter().map(|(n, v)| (n.as_str(), *v)).collect();
         self.events.scalars(report.iteration, &scalars)?;
-        if self.adversarial && self.iteration.is_multiple_of(100) && !(1e-4..=10.0).contains(&l.adversarial_ratio) {
+        if self.adversarial
+            && self.iteration.is_multiple_of(100)
+            && !(1e-4..=10.0).contains(&l.adversarial_ratio)
+        {
             tracing::warn!(
                 ratio = l.adversarial_ratio,
                 "the adversarial gradient is out of proportion (1e-4..10); see loss.adversarial, critic.reduction"
@@ -245,7 +251,12 @@ impl Observer for Monitor<'_> {
     fn validated(&mut self, report: &ValidationReport) -> libjrs::Result<()> {
         self.validation.row(report.iteration, &[report.msd_mm, f64::from(u8::from(report.best))])?;
         self.events.scalars(report.iteration, &[("validation/msd_mm", report.msd_mm)])?;
-        tracing::info!(iteration = report.iteration, msd_mm = report.msd_mm, best = report.best, "validation");
+        tracing::info!(
+            iteration = report.iteration,
+            msd_mm = report.msd_mm,
+            best = report.best,
+            "validation"
+        );
         Ok(())
     }
 
