@@ -128,6 +128,9 @@ class Network:
         x = F.conv3d(x, p[f"{name}.conv.weight"], p[f"{name}.conv.bias"], stride=stride, padding=padding)
         if not block:
             return x
+        # Within rounding of 0 a float32 implementation may take the other slope, which moves gradients by 1e-3.
+        # The inputs' streams were chosen so that no value comes that close.
+        assert not self.training or x.abs().min() > 8e-7, (name, x.abs().min())
         x = F.leaky_relu(x, 0.2)
         mean, var = p[f"{name}.bn.mean"].clone(), p[f"{name}.bn.var"].clone()
         if self.training:
@@ -325,7 +328,7 @@ def whole_loss():
     p = parameters(GENERATOR, 100)
     for name, value in p.items():
         value.requires_grad_(name.endswith(TRAINABLE))
-    f, m = uniform(2100, (1, 1, 48, 48, 48)), uniform(2101, (1, 1, 48, 48, 48))
+    f, m = uniform(50002, (1, 1, 48, 48, 48)), uniform(50003, (1, 1, 48, 48, 48))
     s_f, s_m = boxes(2102, (1, 48, 48, 48), 2), boxes(2103, (1, 48, 48, 48), 2)
     u = generator(Network(GENERATOR, p, True), torch.cat([f, m], 1))
     inner = (..., slice(20, -20), slice(20, -20), slice(20, -20))
@@ -388,11 +391,11 @@ def main():
     store("formula.stream_5", uniform(5, (8,)))
     store("formula.sample_indices_1000", sample_indices(1000, 8), np.int64)
 
-    network_case("generator", GENERATOR, generator, 100, (1, 2, 44, 44, 44), 1000, 1001, True)
-    network_case("generator_batch", GENERATOR, generator, 100, (2, 2, 44, 48, 52), 1010, 1011, True)
+    network_case("generator", GENERATOR, generator, 100, (1, 2, 44, 44, 44), 10000, 10001, True)
+    network_case("generator_batch", GENERATOR, generator, 100, (2, 2, 44, 48, 52), 20014, 20015, True)
     network_case("generator_eval", GENERATOR, generator, 100, (1, 2, 48, 44, 44), 1020, 1021, False)
-    network_case("critic", critic_layers(3), critic, 300, (2, 3, 36, 36, 36), 1030, 1031, True)
-    network_case("critic_2_channels", critic_layers(2), critic, 500, (1, 2, 40, 36, 44), 1040, 1041, True)
+    network_case("critic", critic_layers(3), critic, 300, (2, 3, 36, 36, 36), 30000, 30001, True)
+    network_case("critic_2_channels", critic_layers(2), critic, 500, (1, 2, 40, 36, 44), 40194, 40195, True)
     losses()
     whole_loss()
     optimisers()

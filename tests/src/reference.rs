@@ -5,7 +5,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 
-/// Fair tolerance for f32 (PyTorch in f32 agrees with its own f64 to 3e-5): norm of the difference / norm.
+/// Fair tolerance for networks in f32: norm of the difference / norm.
 pub const TOLERANCE: f64 = 1e-4;
 
 /// The committed file.
@@ -102,16 +102,16 @@ pub fn sample_indices(n: usize, count: usize) -> impl Iterator<Item = usize> {
     (0..count as u64).map(move |j| (hash(7, j) % n as u64) as usize)
 }
 
-/// A tensor of a network by its name (`x0.conv.weight`) and shape, from its own stream.
-pub fn weight(stream: u64, name: &str, shape: &[usize]) -> Vec<f32> {
+/// A tensor of a layer by its kind (`conv.weight`, `bn.gamma`, ...) and shape, from its own stream.
+pub fn weight(stream: u64, kind: &str, shape: &[usize]) -> Vec<f32> {
     let n = shape.iter().product();
-    let (scale, offset) = match name.split_once('.').map(|(_, kind)| kind) {
-        Some("conv.weight") => ((6.0 / shape[1..].iter().product::<usize>() as f64).sqrt(), 0.0),
-        Some("conv.bias" | "bn.beta") => (0.1, 0.0),
-        Some("bn.gamma") => (0.2, 1.0),
-        Some("bn.mean") => (0.2, 0.3),
-        Some("bn.var") => (0.5, 1.0),
-        _ => panic!("{name} is no tensor of a network"),
+    let (scale, offset) = match kind {
+        "conv.weight" => ((6.0 / shape[1..].iter().product::<usize>() as f64).sqrt(), 0.0),
+        "conv.bias" | "bn.beta" => (0.1, 0.0),
+        "bn.gamma" => (0.2, 1.0),
+        "bn.mean" => (0.2, 0.3),
+        "bn.var" => (0.5, 1.0),
+        _ => panic!("{kind} is no tensor of a network"),
     };
     uniform(stream, n, scale, offset)
 }
