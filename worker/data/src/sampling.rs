@@ -17,6 +17,9 @@ pub struct SampleId {
     pub k: usize,
 }
 
+/// Epoch and number of a window.
+type WindowKey = (u64, usize);
+
 /// The order of samples. It belongs to the run, never to the number of workers: pairs are permuted per epoch and
 /// cut into windows of `window` pairs, and samples are permuted within a window (a full shuffle would reload
 /// volumes all the time).
@@ -27,7 +30,7 @@ pub struct SampleOrder {
     patches_per_pair: usize,
     window: usize,
     /// The window asked for last, as asking goes on from it almost always.
-    last: Mutex<Option<((u64, usize), Vec<SampleId>)>>,
+    last: Mutex<Option<(WindowKey, Vec<SampleId>)>>,
 }
 
 impl SampleOrder {
