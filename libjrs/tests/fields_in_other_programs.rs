@@ -1,12 +1,9 @@
 //! Our displacement fields applied by SimpleITK and by nibabel + SciPy (`tests/reference/fields_check.py`).
-//!
-//! Needs Python with SimpleITK, nibabel and scipy: `JRS_PYTHON` names the interpreter, else `python3` is tried.
-//! Skips loudly without them.
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::Command;
 
+use jrs_tests::external::python;
 use libjrs::field::{warp_image, warp_labels};
 use libjrs::field_io::{NiftiFlavour, write_mha, write_nifti};
 use libjrs::geometry::mat_mul;
@@ -99,22 +96,7 @@ fn simpleitk_and_nibabel_warp_as_we_do() {
     let warped_labels = warp_labels(&labels, &field, None);
     write_scalar_mha(&file("warped_labels.mha"), &fixed, "MET_UCHAR", &warped_labels.data);
 
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/fields_check.py");
-    let python = std::env::var("JRS_PYTHON").unwrap_or_else(|_| "python3".into());
-    let output = match Command::new(&python).arg(script).arg(folder.path()).output() {
-        Ok(output) => output,
-        Err(e) => {
-            eprintln!(
-                "SKIPPED simpleitk_and_nibabel_warp_as_we_do: {python} does not start ({e}); set JRS_PYTHON"
-            );
-            return;
-        }
-    };
-    let said = String::from_utf8_lossy(&output.stdout);
-    if output.status.code() == Some(77) {
-        eprintln!("SKIPPED simpleitk_and_nibabel_warp_as_we_do: {python}: {}; set JRS_PYTHON", said.trim());
-        return;
+    if let Some(said) = python("fields_check.py", &[folder.path()]) {
+        println!("{said}");
     }
-    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    println!("{said}");
 }

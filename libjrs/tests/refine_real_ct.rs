@@ -1,10 +1,8 @@
 //! Refinement without any training on a real CT: recovers a known smooth warp of up to 10 mm.
 //!
-//! Needs `abdomen_ct.nii.gz` (CC BY 4.0, TCIA CRLM-CT-1006), which is not part of the repository: in the folder that
-//! `JRS_TEST_DATA` names, or in `../shared/data` beside the checkout.
+//! Needs `abdomen_ct.nii.gz` (CC BY 4.0, TCIA CRLM-CT-1006), which is not part of the repository.
 
-use std::path::PathBuf;
-
+use jrs_tests::external::real_scan;
 use libjrs::field::warp_image;
 use libjrs::progress::Progress;
 use libjrs::refine::RefineOptions;
@@ -21,20 +19,9 @@ fn truth(p: [f64; 3]) -> [f64; 3] {
     ]
 }
 
-fn real_ct() -> Option<PathBuf> {
-    let folder = std::env::var_os("JRS_TEST_DATA")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"));
-    let path = folder.join("abdomen_ct.nii.gz");
-    path.exists().then_some(path)
-}
-
 #[test]
 fn recovers_a_known_warp_of_a_real_ct() {
-    let Some(path) = real_ct() else {
-        eprintln!("SKIPPED recovers_a_known_warp_of_a_real_ct: no abdomen_ct.nii.gz (set JRS_TEST_DATA)");
-        return;
-    };
+    let Some(path) = real_scan("abdomen_ct.nii.gz") else { return };
     let ct = libjrs::nifti::read_image(&path).unwrap();
     // 4 mm voxels keep the test short.
     let spacing = 4.0;

@@ -2,7 +2,7 @@
 
 Usage: python tensorboard_check.py FOLDER
 Output: {"tag": [[step, value], ...], ...}, with tags and steps as TensorBoard would show them. Needs the Python package
-tensorboard (2.x); exits with code 3 where it is missing, so that callers can skip.
+tensorboard (2.x); exits with 77 where it is missing, so that callers can skip.
 """
 
 import json
@@ -10,8 +10,9 @@ import sys
 
 try:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-except ImportError:
-    sys.exit(3)
+except ImportError as missing:
+    print(missing)
+    sys.exit(77)
 
 accumulator = EventAccumulator(sys.argv[1], size_guidance={"scalars": 0})
 accumulator.Reload()

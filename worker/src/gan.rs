@@ -3,7 +3,7 @@
 use crate::batch::{Batch, RealPair, batch, real_pairs};
 use crate::config::{System, TrainConfig};
 use crate::losses::{bending_energy, expectation, ncc, soft_dice};
-use crate::nets::{Leaves, Parameters, RunningStatistics, critic, generator};
+use crate::nets::{BatchStatistics, Leaves, Parameters, RunningStatistics, critic, generator};
 use crate::ops::warp;
 use crate::optimizer::Optimizer;
 use burn::tensor::{Device, Tensor};
@@ -122,22 +122,17 @@ impl Gan {
 
     fn critic_gradient(&mut self, patches: &[Patch]) -> (Tensor<1>, f32) {
         let batch = batch(patches, &self.organs, &self.device);
-        let segmentation = self.config.critic.real_segmentation;
-        let real = real_pairs(patches, &self.organs, segmentation, self.config.seed, &self.device);
-
         let (u, _) = generator(&self.generator.parameters.leaves(false), batch.images.clone());
         let warped = warp(batch.source.clone(), u / self.spacing, MARGIN);
         let fake = self.fake_input(&batch, warped);
-        let real = self.real_input(&batch, real);
+        let real = self.real_input(&batch, self.real_pairs(patches));
 
         let reduction = self.config.critic.reduction;
         let trained = self.critic.as_mut().expect("a system with a critic");
         let leaves = trained.parameters.leaves(true);
-        let (fake_scores, fake_statistics) = critic(&leaves, fake);
-        let (real_scores, real_statistics) = critic(&leaves, real);
-        let loss = expectation(fake_scores, reduction) - expectation(real_scores, reduction);
-        trained.statistics.update(fake_statistics);
-        trained.statistics.update(real_statistics);
+        let (fake, real, statistics) = scores(&leaves, fake, real);
+        let loss = expectation(fake, reduction) - expectation(real, reduction);
+        trained.statistics.update(statistics);
         let wasserstein = -scalar(loss.clone());
         (leaves.gradient(&mut loss.backward()), wasserstein)
     }
@@ -167,8 +162,9 @@ impl Gan {
         }
         if let Some(trained) = &self.critic {
             let critic_leaves = trained.parameters.leaves(false);
+            let real = self.real_input(&batch, self.real_pairs(patches));
             let adversarial = gradient_of(&fixed_u, |u| {
-                let loss = self.adversarial(&batch, u, &critic_leaves);
+                let loss = self.adversarial(&batch, u, real, &critic_leaves);
                 losses.adversarial = scalar(loss.clone());
                 loss * self.config.loss.adversarial
             });
@@ -205,10 +201,15 @@ impl Gan {
     }
 
     /// L_adv = -E[D(fake)]: the sign that makes G raise the critic's score (science.md section 4).
-    fn adversarial(&self, batch: &Batch, u: Tensor<5>, critic_leaves: &Leaves) -> Tensor<1> {
+    fn adversarial(&self, batch: &Batch, u: Tensor<5>, real: Tensor<5>, critic_leaves: &Leaves) -> Tensor<1> {
         let warped = warp(batch.source.clone(), u / self.spacing, MARGIN);
-        let (scores, _) = critic(critic_leaves, self.fake_input(batch, warped));
-        expectation(scores, self.config.critic.reduction).neg()
+        let (fake, _, _) = scores(critic_leaves, self.fake_input(batch, warped), real.autodiff());
+        expectation(fake, self.config.critic.reduction).neg()
+    }
+
+    fn real_pairs(&self, patches: &[Patch]) -> RealPair {
+        let segmentation = self.config.critic.real_segmentation;
+        real_pairs(patches, &self.organs, segmentation, self.config.seed, &self.device)
     }
 
     fn fake_input(&self, batch: &Batch, warped: Tensor<5>) -> Tensor<5> {
@@ -248,6 +249,15 @@ impl GeneratorLosses {
         self.adversarial_ratio += weight * other.adversarial_ratio;
         self.max_displacement = self.max_displacement.max(other.max_displacement);
     }
+}
+
+/// D's score maps of fake and of real pairs, in one pass: BatchNorm sees both together. Were each normalised by
+/// itself, its mean score would be w·β + b whatever the images are (the score layer follows a BatchNorm
+/// directly), and neither loss would have a gradient (measured: docs/method.md).
+fn scores(leaves: &Leaves, fake: Tensor<5>, real: Tensor<5>) -> (Tensor<5>, Tensor<5>, BatchStatistics) {
+    let n = fake.dims()[0];
+    let (scores, statistics) = critic(leaves, Tensor::cat(vec![fake, real], 0));
+    (scores.clone().narrow(0, 0, n), scores.narrow(0, n, n), statistics)
 }
 
 /// ∂loss/∂u at `u`, on a device without autodiff.

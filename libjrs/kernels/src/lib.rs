@@ -16,6 +16,7 @@
 
 pub mod conv3d;
 pub mod leaky_norm;
+pub mod memory;
 pub mod pool;
 mod shared;
 mod simd;

@@ -3,7 +3,7 @@ use super::*;
 use crate::geometry::{distance, mat_vec};
 use crate::nifti::read_image;
 use crate::resample::resample_image;
-use std::path::{Path, PathBuf};
+use jrs_tests::external::real_scan;
 use std::time::Instant;
 
 /// A pelvis of simple shapes: fat, muscle, hip bones, femoral heads and sacrum, a bladder of its own size per scan,
@@ -145,18 +145,6 @@ fn scans_that_cannot_be_aligned_are_refused() {
     let text = align(&fixed, &air, &options).unwrap_err().to_string();
     assert!(text.contains("moving") && text.contains("-1000"), "{text}");
     assert!(align(&air, &fixed, &options).unwrap_err().to_string().contains("fixed"));
-}
-
-/// Real scans beside a checkout, in some `shared/data` folder above it.
-fn real_scan(name: &str) -> Option<PathBuf> {
-    let found = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
-        .map(|folder| folder.join("shared/data").join(name))
-        .find(|path| path.is_file());
-    if found.is_none() {
-        eprintln!("SKIPPED: no shared/data/{name} above the checkout");
-    }
-    found
 }
 
 /// The scan itself, moved by a known motion and read on a shifted grid: interpolation blurs it, and parts of the

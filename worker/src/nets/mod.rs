@@ -5,5 +5,5 @@ mod generator;
 mod parameters;
 
 pub use critic::critic;
-pub use generator::generator;
+pub use generator::{BatchStatistics, generator};
 pub use parameters::{Leaves, Parameters, RunningStatistics};

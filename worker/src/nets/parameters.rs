@@ -3,6 +3,7 @@
 //! The flat form is what optimisers update, what workers reduce over the network in one bucket and what a
 //! checkpoint stores; the views ([`Leaves`]) are what a forward pass differentiates.
 
+use super::generator::BatchStatistics;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use libjrs::network::{BN_MOMENTUM, INIT_STD, Layer};
 use std::ops::Range;
@@ -192,7 +193,7 @@ impl RunningStatistics {
     /// Moves a tenth of the way to one micro-batch's statistics (momentum 0.1). `batch` has one `[2, channels]`
     /// tensor per block and `counts` the number of values behind each; the variance becomes the unbiased one,
     /// as in PyTorch.
-    pub fn update(&mut self, batch: Vec<(Tensor<2>, usize)>) {
+    pub fn update(&mut self, batch: BatchStatistics) {
         for ([mean, var], (statistics, count)) in self.blocks.iter_mut().zip(batch) {
             let new: Vec<f32> = statistics.to_data().try_into_vec().expect("statistics are f32");
             let channels = mean.len();
