@@ -85,6 +85,8 @@ pub struct Sampling {
     pub patch: usize,
     /// Patches per pair and epoch \[paper: 1000\].
     pub patches_per_pair: usize,
+    /// Share of the patches centred in an organ (each organ alike) instead of anywhere in the torso \[paper: 0\].
+    pub around_organs: f64,
     /// Pairs held in memory at a time.
     pub window: usize,
     /// Patch pairs per update (each used in both directions).
@@ -211,7 +213,7 @@ impl Default for TrainConfig {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { patch: 96, patches_per_pair: 1000, window: 4, batch: 2, micro_batch: 1 }
+        Self { patch: 96, patches_per_pair: 1000, around_organs: 0.0, window: 4, batch: 2, micro_batch: 1 }
     }
 }
 
@@ -321,6 +323,9 @@ impl TrainConfig {
                 s.patch,
                 self.system.name()
             ));
+        }
+        if !(0.0..=1.0).contains(&s.around_organs) {
+            return Err(format!("sampling.around_organs is {}; it is a share from 0 to 1", s.around_organs));
         }
         if s.batch % s.micro_batch != 0 {
             return Err(format!(

@@ -46,6 +46,8 @@ pub struct GeneratorLosses {
     pub total: f32,
     /// 1 - DSC (0 where no organ is in any patch or the system has no contours).
     pub dice: f32,
+    /// 1 - DSC of the same patches without any displacement: what `dice` has to be compared with.
+    pub dice_at_rest: f32,
     /// 1 - NCC.
     pub ncc: f32,
     /// Bending energy, 1/mm².
@@ -120,9 +122,16 @@ impl Gan {
         patches.chunks(self.config.sampling.micro_batch).collect()
     }
 
+    /// u in mm. The network gives it in voxels of the working grid, which on the paper's 1 mm grid is the same: what
+    /// its head has to reach then does not depend on the grid.
+    fn displacement(&self, leaves: &Leaves, batch: &Batch) -> (Tensor<5>, BatchStatistics) {
+        let (voxels, statistics) = generator(leaves, batch.images.clone());
+        (voxels * self.spacing, statistics)
+    }
+
     fn critic_gradient(&mut self, patches: &[Patch]) -> (Tensor<1>, f32) {
         let batch = batch(patches, &self.organs, &self.device);
-        let (u, _) = generator(&self.generator.parameters.leaves(false), batch.images.clone());
+        let (u, _) = self.displacement(&self.generator.parameters.leaves(false), &batch);
         let warped = warp(batch.source.clone(), u / self.spacing, MARGIN);
         let fake = self.fake_input(&batch, warped);
         let real = self.real_input(&batch, self.real_pairs(patches));
@@ -142,7 +151,7 @@ impl Gan {
     fn generator_gradient(&mut self, patches: &[Patch]) -> (Tensor<1>, GeneratorLosses) {
         let batch = batch(patches, &self.organs, &self.device);
         let leaves = self.generator.parameters.leaves(true);
-        let (u, statistics) = generator(&leaves, batch.images.clone());
+        let (u, statistics) = self.displacement(&leaves, &batch);
         self.generator.statistics.update(statistics);
 
         let fixed_u = u.clone().without_autodiff();
@@ -150,6 +159,11 @@ impl Gan {
             max_displacement: scalar(fixed_u.clone().abs().max()),
             ..GeneratorLosses::default()
         };
+        if let Some(masks) = &batch.fixed_masks {
+            let resting = warp(batch.source.clone(), fixed_u.zeros_like(), MARGIN);
+            let dice = soft_dice(resting.narrow(1, 1, self.organs.len()), masks.clone());
+            losses.dice_at_rest = dice.map_or(0.0, |dice| 1.0 - scalar(dice));
+        }
         let similarity = gradient_of(&fixed_u, |u| self.similarity(&batch, u, &mut losses));
         let mut at_u = similarity.clone();
         if self.config.loss.smoothness > 0.0 {
@@ -243,6 +257,7 @@ impl GeneratorLosses {
     fn add(&mut self, other: &Self, weight: f32) {
         self.total += weight * other.total;
         self.dice += weight * other.dice;
+        self.dice_at_rest += weight * other.dice_at_rest;
         self.ncc += weight * other.ncc;
         self.smoothness += weight * other.smoothness;
         self.adversarial += weight * other.adversarial;

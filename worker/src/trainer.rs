@@ -8,7 +8,7 @@ use crate::validation::validate;
 use burn::tensor::Device;
 use jrs_data::cache::{Prepared, PreparedPair};
 use jrs_data::dataset::Split;
-use jrs_data::sampling::{Patch, SampleOrder, crop};
+use jrs_data::sampling::{Cropping, Patch, SampleOrder};
 use libjrs::model::Model;
 use libjrs::{Error, Result};
 use rayon::prelude::*;
@@ -231,8 +231,7 @@ struct TrainingData {
     order: SampleOrder,
     loaded: VecDeque<(usize, Arc<PreparedPair>)>,
     capacity: usize,
-    seed: u64,
-    patch: usize,
+    cropping: Cropping,
     batch: u64,
 }
 
@@ -260,8 +259,7 @@ impl TrainingData {
             loaded: VecDeque::new(),
             // A batch may straddle two windows.
             capacity: 2 * s.window,
-            seed: config.seed,
-            patch: s.patch,
+            cropping: Cropping { seed: config.seed, edge: s.patch, around_organs: s.around_organs },
             batch: s.batch as u64,
         })
     }
@@ -270,8 +268,8 @@ impl TrainingData {
     fn patches(&mut self, update: u64) -> Result<Vec<Patch>> {
         let ids: Vec<_> = (0..self.batch).map(|i| self.order.at(update * self.batch + i)).collect();
         let pairs: Vec<_> = ids.iter().map(|id| self.pair(id.pair)).collect::<Result<_>>()?;
-        let (seed, patch) = (self.seed, self.patch);
-        Ok(ids.par_iter().zip(&pairs).map(|(&id, pair)| crop(seed, id, pair, patch)).collect())
+        let cropping = self.cropping;
+        Ok(ids.par_iter().zip(&pairs).map(|(&id, pair)| cropping.crop(id, pair)).collect())
     }
 
     fn pair(&mut self, index: usize) -> Result<Arc<PreparedPair>> {

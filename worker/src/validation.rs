@@ -43,8 +43,18 @@ pub fn model(
             }
         })
     };
+    // Training counts in voxels of the working grid, the model file in mm.
+    let scale = prepared.spacing_mm as f32;
+    let head = format!("{}.", GENERATOR[GENERATOR.len() - 1].name);
+    let mut in_mm = |name: &str, shape: &[usize]| {
+        let mut tensor = take(name, shape)?;
+        if name.starts_with(&head) {
+            tensor.iter_mut().for_each(|v| *v *= scale);
+        }
+        Ok(tensor)
+    };
     let weights =
-        GeneratorWeights::from_tensors(&mut take).expect("one value per parameter of the layer table");
+        GeneratorWeights::from_tensors(&mut in_mm).expect("one value per parameter of the layer table");
     debug_assert_eq!(values.len(), GENERATOR.iter().map(Layer::parameters).sum::<usize>());
 
     let mut model = Model::new(

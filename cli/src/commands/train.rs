@@ -150,11 +150,12 @@ fn restore(store: &RunStore, which: Option<&str>, trainer: &mut Trainer) -> anyh
     }
 }
 
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 12] = [
     "updates",
     "learning_rate",
     "total",
     "one_minus_dsc",
+    "one_minus_dsc_at_rest",
     "one_minus_ncc",
     "bending_energy",
     "adversarial",
@@ -220,6 +221,7 @@ impl Observer for Monitor<'_> {
             report.learning_rate,
             f64::from(l.total),
             f64::from(l.dice),
+            f64::from(l.dice_at_rest),
             f64::from(l.ncc),
             f64::from(l.smoothness),
             f64::from(l.adversarial),

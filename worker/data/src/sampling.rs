@@ -3,7 +3,7 @@
 use crate::cache::PreparedPair;
 use crate::random::{Purpose, stream};
 use rand::Rng;
-use rand::seq::SliceRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use std::sync::Mutex;
 
 /// One patch of the study: the `k`-th of `pair` in `epoch`.
@@ -88,35 +88,70 @@ pub struct Patch {
     pub moving_labels: Vec<u8>,
 }
 
-/// Centre voxel (x, y, z) of a sample: uniform in the torso mask, a pure function of (seed, sample).
-pub fn patch_centre(seed: u64, id: SampleId, pair: &PreparedPair) -> [usize; 3] {
-    let mut draws = stream(seed, Purpose::PatchCentre, &[id.epoch, id.pair as u64, id.k as u64]);
-    let size = pair.grid.size;
-    // Rejection from the box: the torso fills more than half of it, so a few tries do. An (impossible) mask that
-    // is almost empty still ends, with a centre anywhere.
-    let mut centre = [0; 3];
-    for _ in 0..10_000 {
-        centre = std::array::from_fn(|a| draws.random_range(0..size[a]));
-        if pair.mask[pair.grid.index(centre[0], centre[1], centre[2])] != 0 {
-            break;
-        }
-    }
-    centre
+/// How patches are cut from a pair.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cropping {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Edge of a patch in voxels.
+    pub edge: usize,
+    /// Share of the patches centred in an organ of the fixed scan; the others are centred anywhere in its torso.
+    pub around_organs: f64,
 }
 
-/// Crops the patch of `edge` voxels around the sample's centre. Outside the volume images are padded with their
-/// minimum and labels with 0, so that every torso voxel can be a centre.
-pub fn crop(seed: u64, id: SampleId, pair: &PreparedPair, edge: usize) -> Patch {
-    let centre = patch_centre(seed, id, pair);
-    let start: [isize; 3] = std::array::from_fn(|a| centre[a] as isize - (edge / 2) as isize);
-    Patch {
-        id,
-        edge,
-        fixed: crop_image(&pair.fixed, pair.grid.size, start, edge),
-        moving: crop_image(&pair.moving, pair.grid.size, start, edge),
-        fixed_labels: crop_box(&pair.fixed_labels, pair.grid.size, start, edge, 0, |v| v),
-        moving_labels: crop_box(&pair.moving_labels, pair.grid.size, start, edge, 0, |v| v),
+impl Cropping {
+    /// Centre voxel (x, y, z) of a sample, a pure function of (seed, sample): uniform in the torso mask, or in
+    /// the voxels of an organ drawn uniformly from those present.
+    pub fn centre(&self, id: SampleId, pair: &PreparedPair) -> [usize; 3] {
+        let mut draws = stream(self.seed, Purpose::PatchCentre, &[id.epoch, id.pair as u64, id.k as u64]);
+        if self.around_organs > 0.0
+            && draws.random_bool(self.around_organs)
+            && let Some(centre) = voxel_of_an_organ(pair, &mut draws)
+        {
+            return centre;
+        }
+        let size = pair.grid.size;
+        // Rejection from the box: the torso fills more than half of it, so a few tries do. An (impossible) mask
+        // that is almost empty still ends, with a centre anywhere.
+        let mut centre = [0; 3];
+        for _ in 0..10_000 {
+            centre = std::array::from_fn(|a| draws.random_range(0..size[a]));
+            if pair.mask[pair.grid.index(centre[0], centre[1], centre[2])] != 0 {
+                break;
+            }
+        }
+        centre
     }
+
+    /// The patch around the sample's centre. Outside the volume images are padded with their minimum and labels
+    /// with 0, so that every torso voxel can be a centre.
+    pub fn crop(&self, id: SampleId, pair: &PreparedPair) -> Patch {
+        let (edge, size) = (self.edge, pair.grid.size);
+        let centre = self.centre(id, pair);
+        let start: [isize; 3] = std::array::from_fn(|a| centre[a] as isize - (edge / 2) as isize);
+        Patch {
+            id,
+            edge,
+            fixed: crop_image(&pair.fixed, size, start, edge),
+            moving: crop_image(&pair.moving, size, start, edge),
+            fixed_labels: crop_box(&pair.fixed_labels, size, start, edge, 0, |v| v),
+            moving_labels: crop_box(&pair.moving_labels, size, start, edge, 0, |v| v),
+        }
+    }
+}
+
+fn voxel_of_an_organ(pair: &PreparedPair, draws: &mut impl Rng) -> Option<[usize; 3]> {
+    let mut count = [0usize; 256];
+    for &label in &pair.fixed_labels {
+        count[usize::from(label)] += 1;
+    }
+    let present: Vec<usize> = (1..256).filter(|&label| count[label] > 0).collect();
+    let organ = *present.choose(draws)?;
+    let which = draws.random_range(0..count[organ]);
+    let mut voxels = (0..pair.fixed_labels.len()).filter(|&i| usize::from(pair.fixed_labels[i]) == organ);
+    let i = voxels.nth(which).expect("counted above");
+    let [nx, ny, _] = pair.grid.size;
+    Some([i % nx, i / nx % ny, i / (nx * ny)])
 }
 
 fn crop_image(hu: &[i16], size: [usize; 3], start: [isize; 3], edge: usize) -> Vec<f32> {
