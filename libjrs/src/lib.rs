@@ -24,6 +24,7 @@ pub mod refine;
 pub mod register;
 pub mod resample;
 pub mod volume;
+pub mod working;
 
 pub use error::{Error, Result};
 pub use geometry::{Affine, Grid};

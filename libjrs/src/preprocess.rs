@@ -9,14 +9,6 @@ use crate::{Error, Result};
 const BODY_HU: f32 = -250.0;
 /// Structures thinner than twice this in the axial plane are no torso: couch shells, cables, clothing.
 const OPENING_MM: f64 = 5.0;
-/// HU that the network's scale calls 1 (science.md section 1).
-pub const FULL_SCALE_HU: f32 = 1000.0;
-
-/// HU to the network's scale: clipped to ±1000 HU and divided by 1000 (science.md section 1).
-#[inline]
-pub fn normalise(hu: f32) -> f32 {
-    hu.clamp(-FULL_SCALE_HU, FULL_SCALE_HU) / FULL_SCALE_HU
-}
 
 /// HU clipped to `[low, high]` and rounded to whole numbers: what the cache stores.
 #[inline]

@@ -17,7 +17,8 @@ use crate::geometry::mat_vec;
 use crate::model::{Model, Preprocessing};
 use crate::progress::Progress;
 use crate::refine::{LevelReport, RefineOptions, refine};
-use crate::resample::{resample_image, working_grid};
+use crate::resample::working_grid;
+use crate::working::working_pair;
 use crate::{Affine, DisplacementField, Error, Grid, Result, Volume};
 
 /// How to register.
@@ -154,14 +155,14 @@ fn pipeline(
     progress.step("resample", 0, 1)?;
     let air = preprocessing.clip_hu[0] as f32;
     check_overlap(&grid, &affine, &moving.grid, &mut warnings)?;
-    let prepared =
-        |scan, affine| resample_image(scan, &grid, affine, air).map(|v| preprocessing.normalise(v));
-    let images = [prepared(fixed, None), prepared(moving, Some(&affine))];
+    let pair = working_pair(fixed, moving, &affine, &grid, air);
+    let normalised = |image: Vec<f32>| image.into_iter().map(|v| preprocessing.normalise(v)).collect();
+    let images: [Vec<f32>; 2] = [normalised(pair.fixed), normalised(pair.moving)];
     clock.lap("resample");
 
     let mut refinement = Vec::new();
     let mut solve = |from: usize, to: usize| -> Result<DisplacementField> {
-        let (f, m) = (&images[from].data, &images[to].data);
+        let (f, m) = (&images[from], &images[to]);
         let mut u = match engine {
             Some(engine) => Some(infer(engine, f, m, grid.size, options.max_bytes, progress)?),
             None => None,

@@ -253,14 +253,19 @@ impl TrainingData {
         let s = &config.sampling;
         Ok(Self {
             order: SampleOrder::new(config.seed, train.len(), s.patches_per_pair, s.window),
-            prepared,
             train,
             validation,
             loaded: VecDeque::new(),
             // A batch may straddle two windows.
             capacity: 2 * s.window,
-            cropping: Cropping { seed: config.seed, edge: s.patch, around_organs: s.around_organs },
+            cropping: Cropping {
+                seed: config.seed,
+                edge: s.patch,
+                full_scale: prepared.preprocessing().divide_by as f32,
+                around_organs: s.around_organs,
+            },
             batch: s.batch as u64,
+            prepared,
         })
     }
 

@@ -69,7 +69,7 @@ pub fn model(
             losses: serde_json::json!({ "validation_msd_mm": validation_msd_mm }),
         },
     );
-    model.manifest.preprocessing.spacing_mm = prepared.spacing_mm;
+    model.manifest.preprocessing = prepared.preprocessing();
     model.manifest.organs = prepared.organs.iter().map(|o| (o.id, o.name.clone())).collect();
     model
 }
@@ -88,7 +88,9 @@ pub fn validate(
     let mut distances = Vec::new();
     for pair in pairs {
         let pair = pair?;
-        let intensities = |hu: &[i16]| -> Vec<f32> { hu.iter().map(|&v| f32::from(v) / 1000.0).collect() };
+        let preprocessing = &model.manifest.preprocessing;
+        let intensities =
+            |hu: &[i16]| -> Vec<f32> { hu.iter().map(|&v| preprocessing.normalise(v.into())).collect() };
         let (fixed, moving) = (intensities(&pair.fixed), intensities(&pair.moving));
         let along_axes = infer(&engine, &fixed, &moving, pair.grid.size, MAX_BYTES, Progress::SILENT)?;
         let field = DisplacementField { u: to_lps(&pair.grid, along_axes), grid: pair.grid.clone() };

@@ -20,6 +20,9 @@ pub struct Args {
     /// Edge of the working voxels, mm.
     #[arg(long, default_value_t = 1.0)]
     spacing: f64,
+    /// Lowest and highest HU that the network sees.
+    #[arg(long, num_args = 2, value_names = ["LOW", "HIGH"], allow_negative_numbers = true, default_values_t = [-1000, 1000])]
+    clip: Vec<i16>,
     /// Alignment of the scans before the network: rigid (by the bones), affine or none.
     #[arg(long, default_value = "rigid")]
     align: super::Align,
@@ -28,7 +31,8 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let pairs = Dataset::open(&args.data)?.pairs.len();
-    let options = PrepareOptions { spacing_mm: args.spacing, align: args.align.into(), ..Default::default() };
+    let clip = [args.clip[0], args.clip[1]]; // clap sees to the number
+    let options = PrepareOptions { spacing_mm: args.spacing, align: args.align.into(), clip };
     let bar = phase("prepare", pairs as u64);
     let prepared = prepare(&args.data, &args.out, &options, &|p| {
         bar.advance(1);

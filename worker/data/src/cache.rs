@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use libjrs::model::Preprocessing;
 use libjrs::{Affine, Error, Grid, Result};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -113,6 +114,18 @@ const PAIR_KEY: &str = "pair";
 const AGAIN: &str = "run `jrs prepare` again: it makes anew what is missing or damaged";
 
 impl Prepared {
+    /// What a model trained on this cache does to a CT before it looks at it: the window is scaled so that its
+    /// further end becomes ±1 (the paper's ±1000 HU are divided by 1000).
+    pub fn preprocessing(&self) -> Preprocessing {
+        let [low, high] = self.clip.map(f64::from);
+        Preprocessing {
+            spacing_mm: self.spacing_mm,
+            clip_hu: [low, high],
+            divide_by: low.abs().max(high.abs()),
+            ..Preprocessing::default()
+        }
+    }
+
     /// Opens a cache folder: reads the index and checks that every pair's file is there with its length.
     ///
     /// # Errors

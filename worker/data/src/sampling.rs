@@ -95,6 +95,8 @@ pub struct Cropping {
     pub seed: u64,
     /// Edge of a patch in voxels.
     pub edge: usize,
+    /// HU that become 1 in a patch.
+    pub full_scale: f32,
     /// Share of the patches centred in an organ of the fixed scan; the others are centred anywhere in its torso.
     pub around_organs: f64,
 }
@@ -132,8 +134,8 @@ impl Cropping {
         Patch {
             id,
             edge,
-            fixed: crop_image(&pair.fixed, size, start, edge),
-            moving: crop_image(&pair.moving, size, start, edge),
+            fixed: crop_image(&pair.fixed, size, start, edge, self.full_scale),
+            moving: crop_image(&pair.moving, size, start, edge, self.full_scale),
             fixed_labels: crop_box(&pair.fixed_labels, size, start, edge, 0, |v| v),
             moving_labels: crop_box(&pair.moving_labels, size, start, edge, 0, |v| v),
         }
@@ -154,9 +156,9 @@ fn voxel_of_an_organ(pair: &PreparedPair, draws: &mut impl Rng) -> Option<[usize
     Some([i % nx, i / nx % ny, i / (nx * ny)])
 }
 
-fn crop_image(hu: &[i16], size: [usize; 3], start: [isize; 3], edge: usize) -> Vec<f32> {
-    let minimum = hu.iter().copied().min().unwrap_or(-1000);
-    crop_box(hu, size, start, edge, f32::from(minimum) / 1000.0, |v| f32::from(v) / 1000.0)
+fn crop_image(hu: &[i16], size: [usize; 3], start: [isize; 3], edge: usize, full_scale: f32) -> Vec<f32> {
+    let minimum = hu.iter().copied().min().unwrap_or(0);
+    crop_box(hu, size, start, edge, f32::from(minimum) / full_scale, |v| f32::from(v) / full_scale)
 }
 
 fn crop_box<T: Copy, U: Copy>(

@@ -14,7 +14,8 @@ use std::time::Instant;
 use libjrs::align::{AlignOptions, Kind, align, read_affine};
 use libjrs::nifti::{read_image, read_labels, read_mask};
 use libjrs::preprocess::{clip_to_i16, torso_mask};
-use libjrs::resample::{gaussian_smooth, resample_image, resample_labels, resample_nearest, working_grid};
+use libjrs::resample::{resample_labels, resample_nearest, working_grid};
+use libjrs::working::{WorkingPair, working_pair};
 use libjrs::{Affine, Error, Grid, Result, Volume};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -267,34 +268,32 @@ impl Job<'_> {
 
         let (affine, similarity) = self.affine(pair, &fixed.image, &moving.image, &of_pair)?;
         let [low, _] = self.options.clip;
-        let on_grid = |image: &Volume<f32>, affine: Option<&Affine>| {
-            let finest = image.grid.spacing.iter().copied().fold(f64::INFINITY, f64::min);
-            // Without smoothing a coarser grid would alias noise into structure.
-            let resampled = if self.options.spacing_mm > 1.5 * finest {
-                let smooth = gaussian_smooth(image, 0.4 * self.options.spacing_mm);
-                resample_image(&smooth, &grid, affine, f32::from(low))
-            } else {
-                resample_image(image, &grid, affine, f32::from(low))
-            };
-            resampled.data.iter().map(|&hu| clip_to_i16(hu, self.options.clip)).collect::<Vec<i16>>()
-        };
+        let WorkingPair { fixed: fixed_hu, moving: moving_hu, covered } =
+            working_pair(&fixed.image, &moving.image, &affine, &grid, f32::from(low));
+        let clipped = |image: &[f32]| image.iter().map(|&hu| clip_to_i16(hu, self.options.clip)).collect();
         let labels_on_grid = |labels: &Option<Volume<u8>>, affine: Option<&Affine>| match labels {
             Some(labels) => resample_labels(labels, &grid, affine).data,
             None => vec![0; grid.len()],
         };
-        let fixed_hu = on_grid(&fixed.image, None);
-        let mask = match &fixed.mask {
+        let mut mask = match &fixed.mask {
             Some(mask) => resample_nearest(mask, &grid, None, 0),
             None => {
-                let image = Volume::new(grid.clone(), fixed_hu.iter().map(|&hu| f32::from(hu)).collect());
+                let image = Volume::new(grid.clone(), fixed_hu.clone());
                 torso_mask(&image).map_err(|e| {
                     of_pair(format!("{}: {e}", pair.fixed.image), "or name a mask in the manifest")
                 })?
             }
         };
-        let covered = coverage(&mask, &affine, &moving.image.grid);
-        if covered < LEAST_OVERLAP {
-            let problem = format!("the moving image covers {:.0} % of the fixed torso", 100.0 * covered);
+        let torso = mask.data.iter().filter(|m| **m != 0).count();
+        // What the moving scan does not show cannot be learned from.
+        let mut fixed_labels = labels_on_grid(&fixed.labels, None);
+        for (i, _) in covered.iter().enumerate().filter(|(_, covered)| !**covered) {
+            mask.data[i] = 0;
+            fixed_labels[i] = 0;
+        }
+        let share = mask.data.iter().filter(|m| **m != 0).count() as f64 / torso.max(1) as f64;
+        if share < LEAST_OVERLAP {
+            let problem = format!("the moving image covers {:.0} % of the fixed torso", 100.0 * share);
             return Err(of_pair(
                 problem,
                 "check that both scans show the same region, and the affine if one is given",
@@ -304,9 +303,9 @@ impl Job<'_> {
             id: pair.id.clone(),
             patient: pair.patient.clone(),
             split: pair.split,
-            fixed: fixed_hu,
-            moving: on_grid(&moving.image, Some(&affine)),
-            fixed_labels: labels_on_grid(&fixed.labels, None),
+            fixed: clipped(&fixed_hu),
+            moving: clipped(&moving_hu),
+            fixed_labels,
             moving_labels: labels_on_grid(&moving.labels, Some(&affine)),
             mask: mask.data,
             affine,
@@ -354,19 +353,6 @@ fn check_labels(path: &Path, labels: &Volume<u8>, organs: &[Organ]) -> Result<()
         tracing::warn!(file = %path.display(), "the label map is empty");
     }
     Ok(())
-}
-
-/// Share of mask voxels (every 97th is looked at) that the affine carries into the moving grid.
-fn coverage(mask: &Volume<u8>, affine: &Affine, moving: &Grid) -> f64 {
-    let [nx, ny, _] = mask.grid.size;
-    let (mut inside, mut all) = (0usize, 0usize);
-    for (i, _) in mask.data.iter().enumerate().filter(|(_, m)| **m != 0).step_by(97) {
-        let point = mask.grid.to_physical([i % nx, i / nx % ny, i / (nx * ny)].map(|v| v as f64));
-        let index = moving.to_index(affine.apply(point));
-        all += 1;
-        inside += usize::from((0..3).all(|a| index[a] >= -0.5 && index[a] <= moving.size[a] as f64 - 0.5));
-    }
-    inside as f64 / all.max(1) as f64
 }
 
 #[cfg(test)]
