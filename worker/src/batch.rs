@@ -1,6 +1,7 @@
 //! From patches to tensors: both directions of every pair, side by side in one batch.
 
 use crate::config::RealSegmentation;
+use crate::contours::one_hot;
 use crate::theta::Theta;
 use burn::tensor::{Device, Tensor, TensorData};
 use jrs_data::random::{Purpose, stream};
@@ -30,22 +31,18 @@ pub struct RealPair {
 }
 
 /// Builds the tensors of `patches`; `organs` are the label ids that become channels, empty for systems without
-/// contours.
-pub fn batch(patches: &[Patch], organs: &[u8], device: &Device) -> Batch {
+/// contours. `blur` widens their edges (see [`one_hot`]).
+pub fn batch(patches: &[Patch], organs: &[u8], blur: usize, device: &Device) -> Batch {
     let edge = patches[0].edge;
     let (mut images, mut source, mut fixed, mut masks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (f, m, s_f, s_m) in directions(patches) {
         images.extend_from_slice(f);
         images.extend_from_slice(m);
         source.extend_from_slice(m);
-        for &organ in organs {
-            source.extend(s_m.iter().map(|&l| f32::from(u8::from(l == organ))));
-        }
+        source.extend(one_hot(s_m, organs, edge, blur));
         fixed.extend(centre(f, edge));
-        let s_f = centre(s_f, edge);
-        for &organ in organs {
-            masks.extend(s_f.iter().map(|&l| f32::from(u8::from(l == organ))));
-        }
+        let s_f = one_hot(s_f, organs, edge, blur);
+        masks.extend(s_f.chunks(edge.pow(3)).flat_map(|channel| centre(channel, edge)));
     }
     let n = 2 * patches.len();
     let inner = edge - 2 * MARGIN;

@@ -63,6 +63,10 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Generator iterations in all.
     pub iterations: u64,
+    /// Displacement, in working voxels, per unit of the generator's last layer \[paper: 1\]. Weights all learn at one
+    /// rate; a larger gain lets displacements grow before the other layers are shaken. Part of the last
+    /// layer's weights in the model file.
+    pub head_gain: f32,
     /// Patches.
     pub sampling: Sampling,
     /// Loss terms.
@@ -103,6 +107,8 @@ pub struct Loss {
     pub smoothness: f32,
     /// λ2, weight of the adversarial term \[paper: 0.01\].
     pub adversarial: f32,
+    /// Voxels by which contours are softened for the Dice loss \[paper: 0\].
+    pub contour_blur: usize,
     /// `global` \[paper\] or `{ local = { window = 9 } }`.
     pub similarity: Similarity,
 }
@@ -201,6 +207,7 @@ impl Default for TrainConfig {
             system: System::JrsGanA,
             seed: 1,
             iterations: 20_000,
+            head_gain: 1.0,
             sampling: Sampling::default(),
             loss: Loss::default(),
             generator: Optimizer::default(),
@@ -219,7 +226,7 @@ impl Default for Sampling {
 
 impl Default for Loss {
     fn default() -> Self {
-        Self { smoothness: 1.0, adversarial: 0.01, similarity: Similarity::Global }
+        Self { smoothness: 1.0, adversarial: 0.01, contour_blur: 0, similarity: Similarity::Global }
     }
 }
 
@@ -305,6 +312,7 @@ impl TrainConfig {
         let need = if self.system.critic_channels().is_some() { 76 } else { 44 };
         let positive = [
             ("iterations", self.iterations > 0),
+            ("head_gain", self.head_gain > 0.0),
             ("sampling.patches_per_pair", s.patches_per_pair > 0),
             ("sampling.window", s.window > 0),
             ("sampling.batch", s.batch > 0),

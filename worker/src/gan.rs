@@ -126,11 +126,11 @@ impl Gan {
     /// its head has to reach then does not depend on the grid.
     fn displacement(&self, leaves: &Leaves, batch: &Batch) -> (Tensor<5>, BatchStatistics) {
         let (voxels, statistics) = generator(leaves, batch.images.clone());
-        (voxels * self.spacing, statistics)
+        (voxels * (self.config.head_gain * self.spacing), statistics)
     }
 
     fn critic_gradient(&mut self, patches: &[Patch]) -> (Tensor<1>, f32) {
-        let batch = batch(patches, &self.organs, &self.device);
+        let batch = batch(patches, &self.organs, 0, &self.device);
         let (u, _) = self.displacement(&self.generator.parameters.leaves(false), &batch);
         let warped = warp(batch.source.clone(), u / self.spacing, MARGIN);
         let fake = self.fake_input(&batch, warped);
@@ -149,7 +149,7 @@ impl Gan {
     /// The gradient for the parameters, in two stages: first ∂L/∂u per term, then through the network. The first
     /// stage gives the ratio of the terms at no extra pass through the generator.
     fn generator_gradient(&mut self, patches: &[Patch]) -> (Tensor<1>, GeneratorLosses) {
-        let batch = batch(patches, &self.organs, &self.device);
+        let batch = batch(patches, &self.organs, self.config.loss.contour_blur, &self.device);
         let leaves = self.generator.parameters.leaves(true);
         let (u, statistics) = self.displacement(&leaves, &batch);
         self.generator.statistics.update(statistics);
@@ -176,9 +176,14 @@ impl Gan {
         }
         if let Some(trained) = &self.critic {
             let critic_leaves = trained.parameters.leaves(false);
-            let real = self.real_input(&batch, self.real_pairs(patches));
+            // The critic judges sharp contours, whatever the Dice loss sees.
+            let sharp = match self.config.loss.contour_blur {
+                0 => batch,
+                _ => self::batch(patches, &self.organs, 0, &self.device),
+            };
+            let real = self.real_input(&sharp, self.real_pairs(patches));
             let adversarial = gradient_of(&fixed_u, |u| {
-                let loss = self.adversarial(&batch, u, real, &critic_leaves);
+                let loss = self.adversarial(&sharp, u, real, &critic_leaves);
                 losses.adversarial = scalar(loss.clone());
                 loss * self.config.loss.adversarial
             });

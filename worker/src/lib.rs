@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod config;
+pub mod contours;
 pub mod gan;
 pub mod losses;
 pub mod nets;

@@ -44,7 +44,7 @@ pub fn model(
         })
     };
     // Training counts in voxels of the working grid, the model file in mm.
-    let scale = prepared.spacing_mm as f32;
+    let scale = config.head_gain * prepared.spacing_mm as f32;
     let head = format!("{}.", GENERATOR[GENERATOR.len() - 1].name);
     let mut in_mm = |name: &str, shape: &[usize]| {
         let mut tensor = take(name, shape)?;

@@ -97,7 +97,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             out: folder("report"),
             json: false,
         },
-        Vec::new(),
+        super::curves::charts(&folder("runs").join("runs/demo"))?,
     )?;
     let summary = Summary { evaluation, seconds: clock.elapsed().as_secs_f64(), peak_rss_mb: peak_rss_mb() };
     if args.json {

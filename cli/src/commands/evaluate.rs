@@ -19,6 +19,7 @@ use libjrs::preprocess::torso_mask;
 use libjrs::progress::Progress;
 use libjrs::register::{Prealign, RegisterOptions, register};
 use libjrs::{DisplacementField, Error, Volume};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -124,25 +125,41 @@ pub fn evaluate(args: &Args, curves: Vec<jrs_report::curves::Chart>) -> anyhow::
         ],
     };
     let bar = phase("evaluate", pairs.len() as u64);
-    let mut overlays = Vec::new();
+    let mut overlays = HashMap::new();
     for pair in pairs {
         let judged = judge(args, &dataset, pair, &model)?;
         evaluation.systems[0].cases.push(judged.before);
         evaluation.systems[1].cases.push(judged.after);
-        if overlays.len() < 3 {
-            overlays.push(judged.overlay);
-        }
+        overlays.insert(pair.id.clone(), judged.overlay);
         bar.advance(1);
     }
     bar.finish();
-    let report = write(args, &evaluation, &model, overlays, curves)?;
+    let shown = representative(&evaluation, &name, overlays);
+    let report = write(args, &evaluation, &model, shown, curves)?;
     Ok(Summary::new(&evaluation, report))
+}
+
+/// The pictures of the best, median and worst pair by mean surface distance, each once.
+fn representative(
+    evaluation: &Evaluation,
+    system: &str,
+    mut overlays: HashMap<String, jrs_report::Picture>,
+) -> Vec<Figure> {
+    let cases = evaluation.representative_cases(system, Score::Msd);
+    let named = cases.into_iter().flat_map(|cases| ["Best", "Median", "Worst"].into_iter().zip(cases));
+    named
+        .filter_map(|(which, case)| {
+            let picture = overlays.remove(&case.pair)?;
+            let caption = format!("{which} pair by mean surface distance: {}, before and after", case.pair);
+            Some(Figure { picture, caption })
+        })
+        .collect()
 }
 
 struct Judged {
     before: Case,
     after: Case,
-    overlay: Figure,
+    overlay: jrs_report::Picture,
 }
 
 fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::Result<Judged> {
@@ -211,10 +228,7 @@ fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::
         field: None,
         jacobian: None,
     };
-    let overlay = Figure {
-        picture: jrs_report::Picture::Png(pictures.comparison(360).png()?),
-        caption: format!("Pair {}: before and after registration", pair.id),
-    };
+    let overlay = jrs_report::Picture::Png(pictures.comparison(360).png()?);
     Ok(Judged { before, after, overlay })
 }
 
