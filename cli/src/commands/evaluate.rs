@@ -51,6 +51,9 @@ pub struct Args {
     /// End with one JSON line.
     #[arg(long)]
     pub json: bool,
+    /// What the progress bar says.
+    #[arg(skip = "evaluate")]
+    pub title: &'static str,
 }
 
 /// A split on the command line.
@@ -124,7 +127,7 @@ pub fn evaluate(args: &Args, curves: Vec<jrs_report::curves::Chart>) -> anyhow::
             System { name: name.clone(), cases: Vec::new() },
         ],
     };
-    let bar = phase("evaluate", pairs.len() as u64);
+    let bar = phase(args.title, pairs.len() as u64);
     let mut overlays = HashMap::new();
     for pair in pairs {
         let judged = judge(args, &dataset, pair, &model)?;

@@ -52,6 +52,9 @@ pub struct Args {
     /// End with one JSON line.
     #[arg(long)]
     pub json: bool,
+    /// What the progress bar says, if not the system's name.
+    #[arg(skip)]
+    pub title: Option<String>,
 }
 
 /// What a finished or interrupted run says.
@@ -187,7 +190,8 @@ impl<'a> Monitor<'a> {
         cursor: Cursor,
         interrupt: &'a Interrupt,
     ) -> anyhow::Result<Self> {
-        let bar = phase(&format!("train {}", config.system.name()), config.iterations);
+        let title = args.title.clone().unwrap_or_else(|| format!("train {}", config.system.name()));
+        let bar = phase(&title, config.iterations);
         bar.resume_at(cursor.iteration);
         // Rows are numbered by iterations done, so the next row has the number after the cursor's.
         let next = cursor.iteration + 1;

@@ -39,7 +39,7 @@ impl LossTable {
         };
         let kept = rows_before(path, &text, columns, step)?;
         let table = Self::rewrite(path, columns, kept)?;
-        if table.last_step.is_none() && step > 0 {
+        if table.last_step.is_none() && step > 1 {
             tracing::warn!(path = %path.display(), step, "the loss table has no rows from before this step");
         }
         Ok(table)
