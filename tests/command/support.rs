@@ -55,6 +55,16 @@ pub fn files_below(path: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// The bytes of a file.
+pub fn bytes(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A path as text.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are UTF-8")
+}
+
 /// What most tests start from.
 pub struct Tiny {
     /// Cohort of `jrs phantom --preset tiny`.
@@ -77,18 +87,14 @@ pub fn tiny() -> &'static Tiny {
     static TINY: OnceLock<Tiny> = OnceLock::new();
     TINY.get_or_init(|| {
         let root = folder("tiny");
-        let path = |name: &str| root.join(name);
-        let text = |name: &str| path(name).to_str().expect("a UTF-8 path").to_owned();
-        run(&["phantom", "--preset", "tiny", "--out", &text("cohort")]);
-        run(&["prepare", "--data", &text("cohort"), "--out", &text("cache"), "--spacing", SPACING]);
-        let config = "system = \"JRS-CNN\"\niterations = 1\nsampling = { patch = 44, batch = 1 }\n\
-                      validation = { every = 0 }\n";
-        std::fs::write(path("run.toml"), config).unwrap();
-        run(&["train", "--config", &text("run.toml"), "--data", &text("cache"), "--out", &text("runs")]);
-        Tiny {
-            cohort: path("cohort"),
-            cache: path("cache"),
-            model: path("runs/runs/default/model.safetensors"),
-        }
+        let [cohort, cache, config, runs] =
+            ["cohort", "cache", "run.toml", "runs"].map(|name| root.join(name));
+        run(&["phantom", "--preset", "tiny", "--out", text(&cohort)]);
+        run(&["prepare", "--data", text(&cohort), "--out", text(&cache), "--spacing", SPACING]);
+        let settings = "system = \"JRS-CNN\"\niterations = 1\nsampling = { patch = 44, batch = 1 }\n\
+                        validation = { every = 0 }\n";
+        std::fs::write(&config, settings).unwrap();
+        run(&["train", "--config", text(&config), "--data", text(&cache), "--out", text(&runs)]);
+        Tiny { cohort, cache, model: runs.join("runs/default/model.safetensors") }
     })
 }

@@ -325,7 +325,7 @@ impl TrainConfig {
         if let Some((key, _)) = positive.iter().find(|(_, ok)| !ok) {
             return Err(format!("{key} must be greater than 0"));
         }
-        if s.patch % 4 != 0 || s.patch < need {
+        if !s.patch.is_multiple_of(4) || s.patch < need {
             return Err(format!(
                 "sampling.patch is {}; {} needs a multiple of 4 of at least {need}",
                 s.patch,
@@ -335,7 +335,7 @@ impl TrainConfig {
         if !(0.0..=1.0).contains(&s.around_organs) {
             return Err(format!("sampling.around_organs is {}; it is a share from 0 to 1", s.around_organs));
         }
-        if s.batch % s.micro_batch != 0 {
+        if !s.batch.is_multiple_of(s.micro_batch) {
             return Err(format!(
                 "sampling.micro_batch {} does not divide sampling.batch {}",
                 s.micro_batch, s.batch

@@ -15,6 +15,7 @@ pub struct Optimizer {
 }
 
 #[derive(Clone)]
+#[expect(clippy::large_enum_variant, reason = "a run has two, one per network")]
 enum RuleState {
     Rmsprop(RmsProp, Option<RmsPropState<1>>),
     Adam(Adam, Option<AdamState<1>>),

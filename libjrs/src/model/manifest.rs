@@ -123,3 +123,14 @@ pub fn layer_table_sha256() -> String {
 pub fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scale_is_clipped() {
+        let scale = |hu| Preprocessing::default().normalise(hu);
+        assert_eq!([-3024.0, -500.0, 40.0, 1500.0, f32::NAN].map(scale), [-1.0, -0.5, 0.04, 1.0, -1.0]);
+    }
+}
