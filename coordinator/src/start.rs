@@ -117,8 +117,8 @@ impl Settings {
     fn new(config: &str, dataset: &str) -> Result<Self> {
         let table: toml::Table = config.parse().map_err(|source: toml::de::Error| {
             Error::input(
-                format!("the run's config is not TOML: {}", source.to_string().trim_end()),
-                "Correct the named line",
+                format!("the run's config is not TOML: {}", source.message().trim_end()),
+                "Correct its syntax",
             )
         })?;
         let mut keys = BTreeMap::new();

@@ -277,7 +277,11 @@ impl TrainConfig {
 
     /// Parses and checks TOML text; the error is a clause.
     pub fn parse(text: &str) -> std::result::Result<Self, String> {
-        let config: Self = toml::from_str(text).map_err(|e| e.to_string().trim_end().to_owned())?;
+        let config: Self = toml::from_str(text).map_err(|e| {
+            // The error's own text spans several lines.
+            let line = 1 + text[..e.span().map_or(0, |s| s.start)].matches('\n').count();
+            format!("line {line}: {}", e.message().trim_end())
+        })?;
         config.check()?;
         Ok(config)
     }

@@ -109,11 +109,11 @@ impl Trainer {
     /// Trains until the end, an early stop or a request to stop.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome> {
         jrs_kernels::memory::keep_large_buffers();
-        let mut wasserstein = None;
         while self.cursor.iteration < self.config.iterations {
             if self.out_of_patience() {
                 return Ok(Outcome::EarlyStop);
             }
+            let mut wasserstein = None;
             while self.cursor.critic_done < self.config.critic_steps(self.cursor.iteration) {
                 if observer.stop_requested() {
                     return self.interrupt(observer);
@@ -123,7 +123,8 @@ impl Trainer {
                 self.cursor.critic_done += 1;
                 self.cursor.updates += 1;
             }
-            if observer.stop_requested() {
+            // After a critic update the generator's follows at once: its report holds that update's W.
+            if wasserstein.is_none() && observer.stop_requested() {
                 return self.interrupt(observer);
             }
             let patches = self.data.patches(self.cursor.updates)?;
