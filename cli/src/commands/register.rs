@@ -72,18 +72,19 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    // Everything is read and checked before the first file is written.
+    // Everything is read and checked, the output folder too, before the work begins.
     let model = args.model.as_ref().map(Model::load).transpose()?;
     let (fixed, moving) = (read_image(&args.fixed)?, read_image(&args.moving)?);
     let labels = labels_on(args.labels.as_deref(), &moving, &args.moving)?;
     let reference = labels_on(args.reference.as_deref(), &fixed, &args.fixed)?;
     let points = args.points.as_ref().map(read_points).transpose()?;
-    let affine = match &args.affine {
-        Some(path) => read_affine(path)?,
-        None => args.align.find(&fixed, &moving)?,
-    };
+    let affine = args.affine.as_ref().map(read_affine).transpose()?;
     std::fs::create_dir_all(&args.out)
         .map_err(|e| Error::io(&args.out, e, "Give --out a folder that can be written"))?;
+    let affine = match affine {
+        Some(affine) => affine,
+        None => args.align.find(&fixed, &moving)?,
+    };
 
     let options = RegisterOptions {
         prealign: Prealign::Given(affine),
