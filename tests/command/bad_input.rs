@@ -101,8 +101,8 @@ fn refused_as_fixed_image(name: &str, bad: &Path, words: &[&str]) {
 /// A dataset.json in `root` with the first tiny pair, changed by `edit`.
 fn dataset(root: &Path, edit: impl Fn(&mut serde_json::Value)) -> PathBuf {
     let tiny = tiny();
-    let text = std::fs::read_to_string(tiny.cohort.join("dataset.json")).unwrap();
-    let mut dataset: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let manifest = bytes(&tiny.cohort.join("dataset.json"));
+    let mut dataset: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
     let mut pair = dataset["pairs"][0].clone();
     pair.as_object_mut().unwrap().remove("truth");
     edit(&mut pair);
