@@ -11,9 +11,9 @@ use libjrs::network::{self, GENERATOR, Layer};
 
 /// A loss on a small array has little but rounding between it and the reference.
 const TIGHT: f64 = 1e-5;
-/// Six million LeakyReLU inputs always have one within rounding of 0, whose other slope moves gradients this much. A
-/// mistake between the samples of a batch would move them by their own size.
-const ONE_KINK: f64 = 1e-2;
+/// One LeakyReLU input that rounding sends to the other side of 0 moves all gradients before it this much (1.4e-2 at most
+/// where it was seen) and none behind it. A mistake between the samples of a batch would move them by their own size.
+const ONE_KINK: f64 = 2e-2;
 /// Size z, y, x of the arrays in the losses' cases.
 const SIZE: [usize; 3] = [10, 11, 12];
 
@@ -21,17 +21,19 @@ type Forward = fn(&Leaves, Tensor<5>) -> (Tensor<5>, Vec<(Tensor<2>, usize)>);
 
 #[test]
 fn generator_and_its_gradients() {
-    network_case("generator", &GENERATOR, generator, 100, [1, 2, 44, 44, 44], 10000, TOLERANCE);
-    network_case("generator_batch", &GENERATOR, generator, 100, [2, 2, 44, 48, 52], 20014, ONE_KINK);
+    network_case("generator", &GENERATOR, generator, 100, [1, 2, 44, 44, 44], 10000, None);
+    // The closest input of x14 is 4e-6 from 0, and float32 is off by up to 1e-5 there.
+    network_case("generator_batch", &GENERATOR, generator, 100, [2, 2, 44, 48, 52], 20014, Some("x14"));
 }
 
 #[test]
 fn critic_and_its_gradients() {
-    network_case("critic", &network::critic(3), critic, 300, [2, 3, 36, 36, 36], 30000, TOLERANCE);
-    network_case("critic_2_channels", &network::critic(2), critic, 500, [1, 2, 40, 36, 44], 40194, TOLERANCE);
+    network_case("critic", &network::critic(3), critic, 300, [2, 3, 36, 36, 36], 30000, None);
+    network_case("critic_2_channels", &network::critic(2), critic, 500, [1, 2, 40, 36, 44], 40194, None);
 }
 
-/// Output, gradients for the input and every parameter, and the running statistics after one update.
+/// Output, gradients for the input and every parameter, and the running statistics after one update; `kink` names the
+/// layer whose LeakyReLU has an input within rounding of 0.
 fn network_case(
     case: &str,
     layers: &[Layer],
@@ -39,7 +41,7 @@ fn network_case(
     first_stream: u64,
     shape: [usize; 5],
     input_stream: u64,
-    gradient_tolerance: f64,
+    kink: Option<&str>,
 ) {
     let reference = Reference::new();
     let parameters = reference_parameters(layers, first_stream);
@@ -51,10 +53,14 @@ fn network_case(
     let c = tensor(by_formula(input_stream + 1, y.dims()), y.dims()).autodiff();
     let mut gradients = (y * c).sum().backward();
     let dx = x.grad_remove(&mut gradients).expect("the output depends on the input");
-    reference.assert_gradient(&format!("{case}.grad.input"), &host(dx), gradient_tolerance);
+    let mut tolerance = if kink.is_some() { ONE_KINK } else { TOLERANCE };
+    reference.assert_gradient(&format!("{case}.grad.input"), &host(dx), tolerance);
     let flat = host(leaves.gradient(&mut gradients));
     for (name, values) in by_name(layers, &flat) {
-        reference.assert_gradient(&format!("{case}.grad.{name}"), values, gradient_tolerance);
+        if kink.is_some_and(|layer| name == format!("{layer}.bn.gamma")) {
+            tolerance = TOLERANCE; // BatchNorm comes behind LeakyReLU
+        }
+        reference.assert_gradient(&format!("{case}.grad.{name}"), values, tolerance);
     }
 
     let mut running = start_statistics(layers, first_stream);
