@@ -278,10 +278,11 @@ impl Job<'_> {
         let mut mask = match &fixed.mask {
             Some(mask) => resample_nearest(mask, &grid, None, 0),
             None => {
-                let image = Volume::new(grid.clone(), fixed_hu.clone());
-                torso_mask(&image).map_err(|e| {
+                // Of the whole fixed image: on the working grid it is blank where the moving one has no data.
+                let torso = torso_mask(&fixed.image).map_err(|e| {
                     of_pair(format!("{}: {e}", pair.fixed.image), "or name a mask in the manifest")
-                })?
+                })?;
+                resample_nearest(&torso, &grid, None, 0)
             }
         };
         let torso = mask.data.iter().filter(|m| **m != 0).count();

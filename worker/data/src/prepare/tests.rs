@@ -101,7 +101,8 @@ fn pairs_are_aligned_clipped_and_on_the_working_grid() {
     let dice = 2.0 * both as f64 * 125.0 / (volume(&pair.fixed_labels) + volume(&pair.moving_labels));
     assert!(dice > 0.9, "{dice}");
     let torso = pair.mask.iter().filter(|&&m| m == 1).count() as f64 * 125.0;
-    let ellipse = std::f64::consts::PI * 120.0 * 80.0 * 160.0;
+    // Of the 160 mm the moving scan, 9 mm further up, lacks the last two slices of 5 mm.
+    let ellipse = std::f64::consts::PI * 120.0 * 80.0 * 150.0;
     // The -250 HU surface lies about 1 mm inside the middle of a blurred edge, and the opening rounds the flanks.
     assert!((torso / ellipse - 1.0).abs() < 0.08, "{torso} {ellipse}");
     let [before, after] = prepared.pairs[0].similarity.unwrap();
