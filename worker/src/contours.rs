@@ -24,7 +24,7 @@ pub fn one_hot(labels: &[u8], organs: &[u8], edge: usize, blur: usize) -> Vec<f3
 fn box_mean(values: &[f32], edge: usize, stride: usize, radius: usize) -> Vec<f32> {
     let width = (2 * radius + 1) as f32;
     let mut out = vec![0.0; values.len()];
-    for start in (0..values.len()).filter(|i| i / stride % edge == 0) {
+    for start in (0..values.len()).filter(|i| (i / stride).is_multiple_of(edge)) {
         let at = |i: isize| values[start + i.clamp(0, edge as isize - 1) as usize * stride];
         let r = radius as isize;
         for i in 0..edge as isize {
