@@ -7,7 +7,7 @@
 //!   differences, displacement and Jacobian maps; [`figures`] puts the usual ones together;
 //! - [`boxplot`] and [`curves`]: SVG charts (the paper's Figure 2, loss curves);
 //! - [`evaluation`], [`stats`], [`wilcoxon`] and [`table`]: the scores of a study and the paper's tables;
-//! - [`html`], [`registration_page`] and [`evaluation_page`]: self-contained pages.
+//! - [`html`], [`registration_page()`] and [`evaluation_page()`]: self-contained pages.
 //!
 //! The charts are written as SVG by hand and not with a plotting crate: what is needed is two chart types, text
 //! has to stay text, and colours have to follow the reader's light or dark setting, which takes CSS classes that

@@ -3,9 +3,9 @@
 //! Two traits, because the backward passes are operations too:
 //!
 //! - [`KernelOps`]: forward and gradient kernels on plain tensors, one implementation per backend
-//!   (CPU: [`flex`], on top of `jrs-kernels`);
+//!   (CPU: `flex`, on top of `jrs-kernels`);
 //! - [`NetOps`]: what networks call. On a plain backend it is the forward kernel; on `Autodiff` it also records
-//!   the matching gradient kernel ([`autodiff`]).
+//!   the matching gradient kernel (`autodiff`).
 //!
 //! The functions below are the tensor-level API. All tensors are f32, batch x channel x z x y x x.
 

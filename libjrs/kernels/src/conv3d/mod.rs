@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A task computes a few rows of a few z-planes, for all output channels. It copies the input it needs,
-//! [`window::CHANNEL_BLOCK`] channels at a time, into a packed window that stays in the L2 cache. With the rows of a plane one
+//! `window::CHANNEL_BLOCK` channels at a time, into a packed window that stays in the L2 cache. With the rows of a plane one
 //! after another, output `p = y*wp + x` needs, for tap (ci, kz, ky, kx), the value at `p + offset(tap)`:
 //! a **constant** offset. So the inner loop walks a table of offsets, loads three vectors there and
 //! multiplies them into the accumulators of four output channels; no index arithmetic, no row ends. The
@@ -21,7 +21,7 @@
 //!
 //! Stride 2 packs the window as four phase planes (even/odd y and x); the same loop runs with another table.
 //! The input gradient is the same loop on `dy` with mirrored, transposed weights; at stride 2 it is one small
-//! convolution for each of the eight parities of the output. The weight gradient ([`weight_gradient`]) walks
+//! convolution for each of the eight parities of the output. The weight gradient (`weight_gradient`) walks
 //! the same packed windows, four output channels by three taps at a time.
 
 mod correlate;
