@@ -18,6 +18,9 @@ const CONFIG: &str = include_str!("../../../configs/demo.toml");
 const SPACING_MM: f64 = 4.0;
 /// HU that the demo's network sees, instead of the paper's ±1000: soft tissue is what it has minutes to learn.
 const CLIP_HU: [i16; 2] = [-250, 250];
+/// Steps of test-time refinement after the network: minutes of training give coarse displacements. The report
+/// shows the network alone, too.
+const REFINE_STEPS: usize = 60;
 
 /// Arguments of `jrs demo`.
 #[derive(clap::Args)]
@@ -96,6 +99,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             data: folder("cohort"),
             split: SplitArg::Test,
             align: Align::Rigid,
+            refine: Some(REFINE_STEPS),
             memory: 2048,
             out: folder("report"),
             json: false,

@@ -17,6 +17,7 @@ use libjrs::model::Model;
 use libjrs::nifti::{read_image, read_labels};
 use libjrs::preprocess::torso_mask;
 use libjrs::progress::Progress;
+use libjrs::refine::RefineOptions;
 use libjrs::register::{Prealign, RegisterOptions, register};
 use libjrs::{DisplacementField, Error, Volume};
 use std::collections::HashMap;
@@ -42,6 +43,9 @@ pub struct Args {
     /// Alignment before the network, also for the "before registration" row.
     #[arg(long, default_value = "rigid")]
     pub align: Align,
+    /// Also score the network followed by this many gradient steps on NCC + bending energy, as a system of its own.
+    #[arg(long, value_name = "STEPS")]
+    pub refine: Option<usize>,
     /// Memory limit for the network, MB.
     #[arg(long, default_value_t = 4096, value_name = "MB")]
     pub memory: usize,
@@ -82,8 +86,11 @@ impl From<SplitArg> for Split {
 pub struct Summary {
     /// Mean MSD over organs and pairs after the affine step alone, mm.
     pub msd_before_mm: f64,
-    /// The same after registration, mm.
+    /// The same after registration (with the refinement, if one was asked for), mm.
     pub msd_after_mm: f64,
+    /// The same after the network alone, mm; only if a refinement followed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub msd_network_mm: Option<f64>,
     /// Per organ: (before, after), mm.
     pub msd_per_organ: std::collections::BTreeMap<String, [f64; 2]>,
     /// Mean share of voxels in the body that fold, per cent.
@@ -120,24 +127,25 @@ pub fn evaluate(args: &Args, curves: Vec<jrs_report::curves::Chart>) -> anyhow::
     std::fs::create_dir_all(&args.out)
         .map_err(|e| Error::io(&args.out, e, "Give --out a folder that can be written"))?;
     let name = model.manifest.training.system.clone();
+    let refined = args.refine.map(|steps| format!("{name} + {steps} steps of refinement"));
+    let last = refined.clone().unwrap_or_else(|| name.clone());
+    let systems = [BEFORE.to_owned(), name].into_iter().chain(refined);
     let mut evaluation = Evaluation {
         data: format!("{} ({:?} split, {} pairs)", dataset.name, split, pairs.len()),
-        systems: vec![
-            System { name: BEFORE.into(), cases: Vec::new() },
-            System { name: name.clone(), cases: Vec::new() },
-        ],
+        systems: systems.map(|name| System { name, cases: Vec::new() }).collect(),
     };
     let bar = phase(args.title, pairs.len() as u64);
     let mut overlays = HashMap::new();
     for pair in pairs {
         let judged = judge(args, &dataset, pair, &model)?;
-        evaluation.systems[0].cases.push(judged.before);
-        evaluation.systems[1].cases.push(judged.after);
+        for (system, case) in evaluation.systems.iter_mut().zip(judged.cases) {
+            system.cases.push(case);
+        }
         overlays.insert(pair.id.clone(), judged.overlay);
         bar.advance(1);
     }
     bar.finish();
-    let shown = representative(&evaluation, &name, overlays);
+    let shown = representative(&evaluation, &last, overlays);
     let report = write(args, &evaluation, &model, shown, curves)?;
     Ok(Summary::new(&evaluation, report))
 }
@@ -160,8 +168,9 @@ fn representative(
 }
 
 struct Judged {
-    before: Case,
-    after: Case,
+    /// One per system, in their order.
+    cases: Vec<Case>,
+    /// What the last system did.
     overlay: jrs_report::Picture,
 }
 
@@ -183,21 +192,11 @@ fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::
         Some(file) => read_affine(path(file))?,
         None => args.align.find(&fixed, &moving)?,
     };
-    let options = RegisterOptions {
-        prealign: Prealign::Given(affine),
-        max_bytes: args.memory << 20,
-        both_directions: true,
-        ..Default::default()
-    };
-    let result = register(Some(model), &fixed, &moving, &options, Progress::SILENT)?;
-    let seconds = clock.elapsed().as_secs_f64();
+    let alignment = clock.elapsed().as_secs_f64();
 
     let at_start = compose_with_affine(&DisplacementField::zero(fixed.grid.clone()), &affine);
     let unregistered = warp_labels(&moving_labels, &at_start, None);
-    let propagated = warp_labels(&moving_labels, &result.field, None);
     let body = torso_mask(&fixed)?;
-    let local = libjrs::field::resample_field(&result.network_field, &fixed.grid);
-    let folding = jacobian(&local).statistics(|i| body.data[i] != 0);
     let landmarks = pair.truth.as_ref().and_then(|t| t.landmarks.as_ref());
     let landmarks = landmarks.map(|file| read_landmarks(path(file))).transpose()?;
 
@@ -212,27 +211,43 @@ fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::
             ..Case::default()
         })
     };
-    let before = case(&unregistered, &at_start)?;
-    let after = Case {
-        jacobian_std: folding.as_ref().map(|j| j.std),
-        jacobian_min: folding.as_ref().map(|j| j.min),
-        folding_percent: folding.as_ref().map(|j| 100.0 * j.folded),
-        inverse_consistency_mm: result.inverse_consistency.as_ref().map(|i| i.mean_mm),
-        seconds: Some(seconds),
-        ..case(&propagated, &result.field)?
-    };
-    let pictures = RegistrationPictures {
-        fixed: &fixed,
-        moving: &moving,
-        warped: &result.warped,
-        fixed_labels: Some(&fixed_labels),
-        moving_labels: Some(&moving_labels),
-        warped_labels: Some(&propagated),
-        field: None,
-        jacobian: None,
-    };
-    let overlay = jrs_report::Picture::Png(pictures.comparison(360).png()?);
-    Ok(Judged { before, after, overlay })
+    let mut cases = vec![case(&unregistered, &at_start)?];
+    let mut overlay = None;
+    for steps in [Some(0), args.refine].into_iter().flatten() {
+        let clock = Instant::now();
+        let options = RegisterOptions {
+            prealign: Prealign::Given(affine),
+            max_bytes: args.memory << 20,
+            refine: RefineOptions { steps, ..Default::default() },
+            both_directions: true,
+            ..Default::default()
+        };
+        let result = register(Some(model), &fixed, &moving, &options, Progress::SILENT)?;
+        let seconds = alignment + clock.elapsed().as_secs_f64();
+        let propagated = warp_labels(&moving_labels, &result.field, None);
+        let local = libjrs::field::resample_field(&result.network_field, &fixed.grid);
+        let folding = jacobian(&local).statistics(|i| body.data[i] != 0);
+        cases.push(Case {
+            jacobian_std: folding.as_ref().map(|j| j.std),
+            jacobian_min: folding.as_ref().map(|j| j.min),
+            folding_percent: folding.as_ref().map(|j| 100.0 * j.folded),
+            inverse_consistency_mm: result.inverse_consistency.as_ref().map(|i| i.mean_mm),
+            seconds: Some(seconds),
+            ..case(&propagated, &result.field)?
+        });
+        let pictures = RegistrationPictures {
+            fixed: &fixed,
+            moving: &moving,
+            warped: &result.warped,
+            fixed_labels: Some(&fixed_labels),
+            moving_labels: Some(&moving_labels),
+            warped_labels: Some(&propagated),
+            field: None,
+            jacobian: None,
+        };
+        overlay = Some(jrs_report::Picture::Png(pictures.comparison(360).png()?));
+    }
+    Ok(Judged { cases, overlay: overlay.expect("the network alone is always scored") })
 }
 
 fn organ_scores(
@@ -306,7 +321,8 @@ fn file_name(path: &Path) -> String {
 impl Summary {
     fn new(evaluation: &Evaluation, report: PathBuf) -> Self {
         let mean = |v: &[f64]| if v.is_empty() { f64::NAN } else { v.iter().sum::<f64>() / v.len() as f64 };
-        let [before, after] = [0, 1].map(|i| &evaluation.systems[i]);
+        let [before, network] = [0, 1].map(|i| &evaluation.systems[i]);
+        let after = evaluation.systems.last().expect("there are two or three systems");
         let all = |system: &System| -> f64 {
             let values: Vec<f64> =
                 system.cases.iter().flat_map(|c| &c.organs).filter_map(|o| o.msd_mm).collect();
@@ -320,6 +336,7 @@ impl Summary {
         Self {
             msd_before_mm: all(before),
             msd_after_mm: all(after),
+            msd_network_mm: (evaluation.systems.len() > 2).then(|| all(network)),
             msd_per_organ: evaluation
                 .organs()
                 .into_iter()
@@ -337,6 +354,9 @@ impl Summary {
             println!("  {organ:<24} {before:>8.2} {after:>8.2}");
         }
         println!("  {:<24} {:>8.2} {:>8.2}", "all organs", self.msd_before_mm, self.msd_after_mm);
+        if let Some(network) = self.msd_network_mm {
+            println!("  {:<24} {:>8} {network:>8.2}", "... by the network alone", "");
+        }
         println!("folding {:.3} %", self.folding_percent);
         println!("report  {}", self.report.display());
     }
