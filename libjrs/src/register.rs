@@ -17,7 +17,7 @@ use crate::geometry::mat_vec;
 use crate::model::{Model, Preprocessing};
 use crate::progress::Progress;
 use crate::refine::{LevelReport, RefineOptions, refine};
-use crate::resample::working_grid;
+use crate::resample::{gaussian_smooth, working_grid};
 use crate::working::working_pair;
 use crate::{Affine, DisplacementField, Error, Grid, Result, Volume};
 
@@ -34,7 +34,7 @@ pub struct RegisterOptions {
     pub both_directions: bool,
     /// Number of threads; `None` = the current rayon pool.
     pub threads: Option<usize>,
-    /// Edge of the working voxels where there is no model to say it, mm.
+    /// Edge of the voxels on which refinement works, mm; a network's are its model's.
     pub spacing_mm: f64,
 }
 
@@ -67,7 +67,7 @@ pub struct Registration {
     pub affine: Affine,
     /// Total displacement T(x) - x, affine included, on the fixed scan's grid, LPS mm.
     pub field: DisplacementField,
-    /// u without the affine, on the working grid, LPS mm: T(x) = affine(x + u(x)).
+    /// u without the affine, on the working grid (of refinement, if there was one), LPS mm: T(x) = affine(x + u(x)).
     pub network_field: DisplacementField,
     /// moving(T(x)) on the fixed scan's grid, HU; where T(x) leaves the moving scan, its minimum.
     pub warped: Volume<f32>,
@@ -151,37 +151,41 @@ fn pipeline(
     clock.lap("align");
     let mut warnings = Vec::new();
 
-    let grid = working_grid(&fixed.grid, preprocessing.spacing_mm);
     progress.step("resample", 0, 1)?;
-    let air = preprocessing.clip_hu[0] as f32;
-    check_overlap(&grid, &affine, &moving.grid, &mut warnings)?;
-    let pair = working_pair(fixed, moving, &affine, &grid, air);
-    let normalised = |image: Vec<f32>| image.into_iter().map(|v| preprocessing.normalise(v)).collect();
-    let images: [Vec<f32>; 2] = [normalised(pair.fixed), normalised(pair.moving)];
+    let scans = Scans { fixed, moving, affine: &affine };
+    let seen = scans.seen(preprocessing);
+    check_overlap(&seen.grid, &affine, &moving.grid, &mut warnings)?;
+    // Refinement has voxels of its own: it follows edges that a coarse network does not see.
+    let fine = (options.refine.steps > 0)
+        .then(|| scans.seen(&Preprocessing { spacing_mm: options.spacing_mm, ..Default::default() }));
     clock.lap("resample");
 
     let mut refinement = Vec::new();
     let mut solve = |from: usize, to: usize| -> Result<DisplacementField> {
-        let (f, m) = (&images[from], &images[to]);
-        let mut u = match engine {
-            Some(engine) => Some(infer(engine, f, m, grid.size, options.max_bytes, progress)?),
-            None => None,
-        };
-        clock.lap("network");
-        if options.refine.steps > 0 {
+        let mut field = None;
+        if let Some(engine) = engine {
+            let (f, m) = (&seen.images[from], &seen.images[to]);
+            let u = infer(engine, f, m, seen.grid.size, options.max_bytes, progress)?;
+            field = Some(into_lps(u, &seen.grid));
+            clock.lap("network");
+        }
+        if let Some(fine) = &fine {
             let limits = RefineOptions {
                 max_bytes: options.refine.max_bytes.min(options.max_bytes),
                 ..options.refine.clone()
             };
-            let refined = refine(f, m, grid.size, preprocessing.spacing_mm, u.take(), &limits, progress)?;
+            let start = field.map(|field| {
+                along_axes(resample_field(&smoothed(field, options.refine.control_mm), &fine.grid))
+            });
+            let (f, m) = (&fine.images[from], &fine.images[to]);
+            let refined = refine(f, m, fine.grid.size, options.spacing_mm, start, &limits, progress)?;
             if refinement.is_empty() {
                 refinement = refined.levels;
             }
-            u = Some(refined.u);
+            field = Some(into_lps(refined.u, &fine.grid));
             clock.lap("refine");
         }
-        let u = u.expect("there is an engine or a refinement, checked above");
-        Ok(into_lps(u, &grid))
+        Ok(field.expect("there is an engine or a refinement, checked above"))
     };
     let network_field = solve(0, 1)?;
     let backward_field = if options.both_directions { Some(solve(1, 0)?) } else { None };
@@ -209,6 +213,29 @@ fn pipeline(
         timings: clock.laps,
         warnings,
     })
+}
+
+/// The two scans and how they lie to each other.
+struct Scans<'a> {
+    fixed: &'a Volume<f32>,
+    moving: &'a Volume<f32>,
+    affine: &'a Affine,
+}
+
+/// Fixed and moving image on one working grid, normalised.
+struct Seen {
+    grid: Grid,
+    images: [Vec<f32>; 2],
+}
+
+impl Scans<'_> {
+    fn seen(&self, preprocessing: &Preprocessing) -> Seen {
+        let grid = working_grid(&self.fixed.grid, preprocessing.spacing_mm);
+        let air = preprocessing.clip_hu[0] as f32;
+        let pair = working_pair(self.fixed, self.moving, self.affine, &grid, air);
+        let normalised = |image: Vec<f32>| image.into_iter().map(|v| preprocessing.normalise(v)).collect();
+        Seen { grid, images: [normalised(pair.fixed), normalised(pair.moving)] }
+    }
 }
 
 fn check_scan(scan: &Volume<f32>, name: &str) -> Result<()> {
@@ -267,6 +294,20 @@ fn into_lps(u: [Vec<f32>; 3], grid: &Grid) -> DisplacementField {
         });
     }
     DisplacementField { grid: grid.clone(), u: [x, y, z] }
+}
+
+/// A start that refinement's spline can still undo where it is wrong: details finer than its control points would stay.
+fn smoothed(field: DisplacementField, sigma_mm: f64) -> DisplacementField {
+    let DisplacementField { grid, u } = field;
+    let u = u.map(|component| gaussian_smooth(&Volume::new(grid.clone(), component), sigma_mm).data);
+    DisplacementField { grid, u }
+}
+
+/// From LPS mm to mm along the grid's index axes.
+fn along_axes(field: DisplacementField) -> [Vec<f32>; 3] {
+    let d = field.grid.direction;
+    let transposed = std::array::from_fn(|r| std::array::from_fn(|c| d[c][r]));
+    into_lps(field.u, &Grid { direction: transposed, ..field.grid }).u
 }
 
 /// Displacement q -> a + v(a) on `grid`, where a = affine(q): the backward map of prealigned scans.

@@ -21,6 +21,8 @@ const CLIP_HU: [i16; 2] = [-250, 250];
 /// Steps of test-time refinement after the network: minutes of training give coarse displacements. The report
 /// shows the network alone, too.
 const REFINE_STEPS: usize = 60;
+/// Its voxels, mm: about those of the scans.
+const REFINE_SPACING_MM: f64 = 2.0;
 
 /// Arguments of `jrs demo`.
 #[derive(clap::Args)]
@@ -100,6 +102,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             split: SplitArg::Test,
             align: Align::Rigid,
             refine: Some(REFINE_STEPS),
+            spacing: REFINE_SPACING_MM,
             memory: 2048,
             out: folder("report"),
             json: false,

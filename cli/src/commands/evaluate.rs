@@ -46,6 +46,9 @@ pub struct Args {
     /// Also score the network followed by this many gradient steps on NCC + bending energy, as a system of its own.
     #[arg(long, value_name = "STEPS")]
     pub refine: Option<usize>,
+    /// Voxels on which --refine works, mm.
+    #[arg(long, default_value_t = 1.0)]
+    pub spacing: f64,
     /// Memory limit for the network, MB.
     #[arg(long, default_value_t = 4096, value_name = "MB")]
     pub memory: usize,
@@ -220,6 +223,7 @@ fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::
             max_bytes: args.memory << 20,
             refine: RefineOptions { steps, ..Default::default() },
             both_directions: true,
+            spacing_mm: args.spacing,
             ..Default::default()
         };
         let result = register(Some(model), &fixed, &moving, &options, Progress::SILENT)?;

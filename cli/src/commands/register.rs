@@ -59,7 +59,7 @@ pub struct Args {
     /// Memory limit for the network, MB; larger volumes are tiled, without seams.
     #[arg(long, default_value_t = 4096, value_name = "MB")]
     memory: usize,
-    /// Working voxels where there is no model to say it, mm.
+    /// Voxels on which --refine works, mm.
     #[arg(long, default_value_t = 1.0)]
     spacing: f64,
     /// Folder for the results.
