@@ -38,7 +38,7 @@ fn finds_a_known_warp(name: &str) {
     table.push(("refine 100", refined));
     if let Some(model) = demo_model() {
         table.push(("model", case.register("model", &["--model", text(&model)])));
-        let both = ["--model", text(&model), "--refine", "100"];
+        let both = ["--model", text(&model), "--refine", "100", "--spacing", "2"];
         table.push(("model, refine 100", case.register("both", &both)));
     }
     eprintln!("\n{name}, error in the torso, mm    mean     p95");
