@@ -49,6 +49,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    jrs_kernels::memory::keep_large_buffers();
     match start(&cli).and_then(|()| run(cli.command)) {
         Ok(code) => code,
         Err(error) => failure::report(&error),

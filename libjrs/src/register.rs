@@ -199,7 +199,9 @@ fn pipeline(
         Some(backward) => inverse_consistency(&field, backward, None)?,
         None => None,
     };
-    warn_about(&network_field, &mut warnings);
+    if engine.is_some() {
+        warn_beyond_reach(&network_field, preprocessing, &mut warnings);
+    }
     clock.lap("output");
     progress.step("output", 1, 1)?;
     Ok(Registration {
@@ -324,13 +326,14 @@ fn after_affine(v: &DisplacementField, affine: &Affine, grid: &Grid) -> Displace
     field
 }
 
-/// The network cannot see farther than its receptive field (`science.md` section 2).
-fn warn_about(field: &DisplacementField, warnings: &mut Vec<String>) {
-    const REACH_MM: f32 = 20.0;
-    let far = (0..field.grid.len()).filter(|&i| field.at(i).iter().any(|c| c.abs() > REACH_MM)).count();
+/// The network cannot see farther than its receptive field, and training shows it no displacement beyond the margin of a
+/// patch (`science.md` section 2).
+fn warn_beyond_reach(field: &DisplacementField, preprocessing: &Preprocessing, warnings: &mut Vec<String>) {
+    let reach = (preprocessing.margin as f64 * preprocessing.spacing_mm) as f32;
+    let far = (0..field.grid.len()).filter(|&i| field.at(i).iter().any(|c| c.abs() > reach)).count();
     if far > 0 {
         warnings.push(format!(
-            "{far} voxels move by more than {REACH_MM} mm along an axis, which is beyond what the network was trained for"
+            "{far} voxels move by more than {reach} mm along an axis, which is beyond what the network was trained for"
         ));
     }
 }

@@ -222,6 +222,12 @@ def dsc(p, s, present):
     return ((soft_dice(p, s) * present).sum(1) / present.sum(1)).mean()
 
 
+def dsc_of_soft(p, s):
+    """Mean over batch and organs of 2 sum(ps) / (sum p^2 + sum s^2 + 1e-7)."""
+    a = (2, 3, 4)
+    return (2 * (p * s).sum(a) / ((p * p).sum(a) + (s * s).sum(a) + 1e-7)).mean()
+
+
 def ncc(f, m):
     """Mean over the batch of cov / sqrt((var_f + 1e-5) (var_m + 1e-5)), population moments over the patch."""
     f, m = f.flatten(1), m.flatten(1)
@@ -287,6 +293,10 @@ def losses():
     store("dsc.present", present, np.uint8)
     store("dsc.per_organ", soft_dice(p, s))
     loss_case("dsc", 1 - dsc(p, s, present), ("p", p))
+
+    soft_p, soft_s = uniform(2002, (1, 2, *size), 0.5, 0.5), uniform(2003, (1, 2, *size), 0.5, 0.5)
+    soft_p.requires_grad_()
+    loss_case("dsc_of_soft", 1 - dsc_of_soft(soft_p, soft_s), ("p", soft_p))
 
     f = uniform(2010, (2, 1, *size))
     noise = uniform(2011, (2, 1, *size))

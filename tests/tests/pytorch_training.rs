@@ -3,7 +3,9 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use jrs_tests::reference::{Reference, TOLERANCE, hash, uniform, weight};
 use jrs_worker::config::{Optimizer as OptimizerConfig, Rule};
-use jrs_worker::losses::{Reduction, Similarity, bending_energy, expectation, ncc, soft_dice};
+use jrs_worker::losses::{
+    Reduction, Similarity, bending_energy, expectation, ncc, soft_dice, soft_dice_of_soft_contours,
+};
 use jrs_worker::nets::{Leaves, Parameters, RunningStatistics, critic, generator};
 use jrs_worker::ops::warp;
 use jrs_worker::optimizer::Optimizer;
@@ -99,6 +101,24 @@ fn dice_and_its_gradient() {
             gradient[sample * 5 * n..(sample + 1) * 5 * n].iter().map(|g| 2.0 * g).collect();
         jrs_tests::reference::assert_close("dsc.grad.p", &ours, &expected, TIGHT);
     }
+}
+
+#[test]
+fn dice_of_soft_contours_and_its_gradient() {
+    let shape = [1, 2, SIZE[0], SIZE[1], SIZE[2]];
+    let soft = |stream| tensor(uniform(stream, shape.iter().product(), 0.5, 0.5), shape);
+    loss_case("dsc_of_soft", "p", soft(2002), |p| {
+        soft_dice_of_soft_contours(p, soft(2003).autodiff()).expect("both are present").neg() + 1.0
+    });
+}
+
+#[test]
+fn both_kinds_of_dice_agree_on_hard_masks() {
+    let n: usize = SIZE.iter().product();
+    let hard = |stream| tensor(one_hot(stream, 1, n, 5), [1, 5, SIZE[0], SIZE[1], SIZE[2]]);
+    let paper = soft_dice(hard(2000), hard(2004)).expect("organs are present");
+    let soft = soft_dice_of_soft_contours(hard(2000), hard(2004)).expect("organs are present");
+    assert_eq!(host(paper), host(soft));
 }
 
 #[test]

@@ -107,7 +107,8 @@ pub struct Loss {
     pub smoothness: f32,
     /// λ2, weight of the adversarial term \[paper: 0.01\].
     pub adversarial: f32,
-    /// Voxels by which contours are softened for the Dice loss \[paper: 0\].
+    /// Voxels by which contours are softened for the Dice loss \[paper: 0\]. Softened ones are compared by the Dice
+    /// coefficient of soft contours (`losses::soft_dice_of_soft_contours`).
     pub contour_blur: usize,
     /// `global` \[paper\] or `{ local = { window = 9 } }`.
     pub similarity: Similarity,
@@ -157,6 +158,8 @@ pub struct Critic {
     pub warmup_steps: u64,
     /// Critic updates per generator iteration afterwards \[paper: 5\].
     pub steps: u64,
+    /// After the warm-up, only every so many generator iterations are preceded by `steps` updates \[paper: 1\].
+    pub every: u64,
     /// Convolution weights and biases are clipped to this after every update \[paper: 0.01\].
     pub clip: f32,
     /// `mean` or `sum` over the score map.
@@ -242,6 +245,7 @@ impl Default for Critic {
             warmup_iterations: 25,
             warmup_steps: 100,
             steps: 5,
+            every: 1,
             clip: 0.01,
             reduction: Reduction::Mean,
             real_segmentation: RealSegmentation::Raw,
@@ -301,14 +305,20 @@ impl TrainConfig {
         match self.system.critic_channels() {
             None => 0,
             Some(_) if iteration < self.critic.warmup_iterations => self.critic.warmup_steps,
-            Some(_) => self.critic.steps,
+            Some(_) if iteration.is_multiple_of(self.critic.every) => self.critic.steps,
+            Some(_) => 0,
         }
     }
 
     /// Updates (critic and generator) before generator iteration `iteration` begins.
     pub fn updates_before(&self, iteration: u64) -> u64 {
-        let warm = iteration.min(self.critic.warmup_iterations);
-        iteration + warm * self.critic_steps(0) + (iteration - warm) * self.critic_steps(u64::MAX)
+        if self.system.critic_channels().is_none() {
+            return iteration;
+        }
+        let c = &self.critic;
+        let warm = iteration.min(c.warmup_iterations);
+        let rounds = iteration.div_ceil(c.every) - warm.div_ceil(c.every);
+        iteration + warm * c.warmup_steps + rounds * c.steps
     }
 
     fn check(&self) -> std::result::Result<(), String> {
@@ -321,6 +331,7 @@ impl TrainConfig {
             ("sampling.window", s.window > 0),
             ("sampling.batch", s.batch > 0),
             ("sampling.micro_batch", s.micro_batch > 0),
+            ("critic.every", self.critic.every > 0),
             ("generator.learning_rate", self.generator.learning_rate > 0.0),
             ("critic.optimizer.learning_rate", self.critic.optimizer.learning_rate > 0.0),
             ("critic.clip", self.critic.clip > 0.0),
@@ -377,6 +388,19 @@ mod tests {
         assert_eq!((c.generator.rule, c.generator.learning_rate), (Rule::Rmsprop, 1e-5));
         assert_eq!((c.critic_steps(0), c.critic_steps(24), c.critic_steps(25)), (100, 100, 5));
         assert_eq!(c.updates_before(26), 25 * 101 + 6);
+    }
+
+    #[test]
+    fn updates_before_is_the_sum_of_all_earlier_updates() {
+        let mut c = TrainConfig::default();
+        for (warmup, every) in [(0, 1), (0, 4), (3, 1), (3, 2), (5, 4)] {
+            (c.critic.warmup_iterations, c.critic.every) = (warmup, every);
+            let mut updates = 0;
+            for iteration in 0..20 {
+                assert_eq!(c.updates_before(iteration), updates, "{iteration} with {warmup}, {every}");
+                updates += c.critic_steps(iteration) + 1;
+            }
+        }
     }
 
     #[test]

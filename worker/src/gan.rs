@@ -2,7 +2,7 @@
 
 use crate::batch::{Batch, RealPair, batch, real_pairs};
 use crate::config::{System, TrainConfig};
-use crate::losses::{bending_energy, expectation, ncc, soft_dice};
+use crate::losses::{bending_energy, expectation, ncc, soft_dice, soft_dice_of_soft_contours};
 use crate::nets::{BatchStatistics, Leaves, Parameters, RunningStatistics, critic, generator};
 use crate::ops::warp;
 use crate::optimizer::Optimizer;
@@ -160,8 +160,10 @@ impl Gan {
             ..GeneratorLosses::default()
         };
         if let Some(masks) = &batch.fixed_masks {
-            let resting = warp(batch.source.clone(), fixed_u.zeros_like(), MARGIN);
-            let dice = soft_dice(resting.narrow(1, 1, self.organs.len()), masks.clone());
+            let inner = masks.dims()[4];
+            let contours = batch.source.clone().narrow(1, 1, self.organs.len());
+            let resting = (2..5).fold(contours, |t, axis| t.narrow(axis, MARGIN, inner));
+            let dice = self.dice(resting, masks.clone());
             losses.dice_at_rest = dice.map_or(0.0, |dice| 1.0 - scalar(dice));
         }
         let similarity = gradient_of(&fixed_u, |u| self.similarity(&batch, u, &mut losses));
@@ -210,13 +212,21 @@ impl Gan {
         losses.ncc = scalar(loss.clone());
         if let Some(masks) = &batch.fixed_masks {
             let organs = self.organs.len();
-            if let Some(dice) = soft_dice(warped.narrow(1, 1, organs), masks.clone()) {
+            if let Some(dice) = self.dice(warped.narrow(1, 1, organs), masks.clone()) {
                 let dice = one_minus(dice);
                 losses.dice = scalar(dice.clone());
                 loss = loss + dice;
             }
         }
         loss
+    }
+
+    /// DSC of warped and fixed contours; blurred ones need the form for soft contours.
+    fn dice(&self, warped: Tensor<5>, fixed: Tensor<5>) -> Option<Tensor<1>> {
+        match self.config.loss.contour_blur {
+            0 => soft_dice(warped, fixed),
+            _ => soft_dice_of_soft_contours(warped, fixed),
+        }
     }
 
     /// L_adv = -E[D(fake)]: the sign that makes G raise the critic's score (science.md section 4).

@@ -108,7 +108,6 @@ impl Trainer {
 
     /// Trains until the end, an early stop or a request to stop.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Outcome> {
-        jrs_kernels::memory::keep_large_buffers();
         while self.cursor.iteration < self.config.iterations {
             if self.out_of_patience() {
                 return Ok(Outcome::EarlyStop);

@@ -16,7 +16,7 @@ pub fn charts(logs: &Path) -> Result<Vec<Chart>> {
         let series: Vec<Series> = columns
             .iter()
             .map(|(column, name)| Series { name: (*name).into(), points: table.points(column) })
-            .filter(|series| series.points.iter().any(|(_, y)| y.is_finite() && *y != 0.0))
+            .filter(|series| series.points.iter().any(|(_, y)| *y != 0.0))
             .collect();
         (!series.is_empty()).then(|| Chart {
             title: title.into(),
@@ -56,13 +56,14 @@ impl Table {
         };
         let mut lines = text.lines();
         let columns = lines.next().unwrap_or_default().split(',').map(str::to_owned).collect();
-        // A cell without a number (a system without a critic) interrupts the line.
+        // A cell without a number: an iteration without a critic update.
         let row = |line: &str| line.split(',').map(|cell| cell.parse().unwrap_or(f64::NAN)).collect();
         Ok(Some(Self { columns, rows: lines.map(row).collect() }))
     }
 
     fn points(&self, column: &str) -> Vec<(f64, f64)> {
         let Some(at) = self.columns.iter().position(|c| c == column) else { return Vec::new() };
-        self.rows.iter().filter_map(|row| Some((*row.first()?, *row.get(at)?))).collect()
+        let points = self.rows.iter().filter_map(|row| Some((*row.first()?, *row.get(at)?)));
+        points.filter(|(_, y)| y.is_finite()).collect()
     }
 }

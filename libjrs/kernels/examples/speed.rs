@@ -1,4 +1,4 @@
-//! Time of every generator layer (science.md section 2) for one 96^3 patch: `speed [repeats=5]`.
+//! Time of every generator layer (science.md section 2) for one 96^3 patch: `speed [repeats=5] [layer]`.
 //!
 //! Prints the best of the repeats in milliseconds and GFLOP/s, for the forward pass (with the inference epilogue),
 //! the input gradient and the weight gradient.
@@ -97,7 +97,10 @@ fn main() {
     }
     println!("layer      GFLOP |   forward ms  GFLOP/s | input grad ms  GFLOP/s | weight grad ms  GFLOP/s");
     let mut total = [0.0; 4];
-    for (name, c_in, c_out, edge, kernel, stride) in LAYERS {
+    let only = std::env::args().nth(2);
+    let wanted =
+        |layer: &&(&str, usize, usize, usize, usize, usize)| only.as_ref().is_none_or(|name| name == layer.0);
+    for &(name, c_in, c_out, edge, kernel, stride) in LAYERS.iter().filter(wanted) {
         let conv = Conv3d { batch: 1, c_in, c_out, input: [edge; 3], kernel, stride, padding: stride - 1 };
         let value = |i: usize| (i * 2_654_435_761 % 1000) as f32 / 1000.0 - 0.5;
         let x: Vec<f32> = (0..conv.input_len()).map(value).collect();
@@ -121,6 +124,9 @@ fn main() {
         for (sum, value) in total.iter_mut().zip([giga, forward, needed, weights]) {
             *sum += value;
         }
+    }
+    if only.is_some() {
+        return;
     }
     let [giga, forward, input, weights] = total;
     let rest = memory_bound(repeats);

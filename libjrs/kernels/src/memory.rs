@@ -1,7 +1,7 @@
 //! The allocator's treatment of large buffers.
 
-/// Asks the C allocator to keep freed large buffers instead of returning them to the system, for programs that
-/// train: every step frees and takes the same gigabytes, and mapping them anew cost 13 % of a JRS-GANa step.
+/// Asks the C allocator to keep freed large buffers instead of returning them to the system: every training or
+/// refinement step frees and takes the same ones, and mapping them anew cost 13 % of a JRS-GANa step.
 ///
 /// Call it once, early. Does nothing where the allocator is not glibc's. A library should not call it: the
 /// setting is the whole process's.

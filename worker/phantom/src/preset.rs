@@ -76,13 +76,14 @@ impl Preset {
                 4.0,
                 [patients(Train, &[4; 8]), patients(Validation, &[4]), patients(Test, &[4; 3])],
             ),
+            // The paper's 18 patients. Motion differs more between patients than between days: few pairs of many.
             "demo" => make(
                 [192, 132],
                 2.0,
                 &[2.5],
                 [-70.0, 90.0],
                 5.0,
-                [patients(Train, &[2; 8]), patients(Validation, &[2]), patients(Test, &[2; 3])],
+                [patients(Train, &[2; 10]), patients(Validation, &[1; 2]), patients(Test, &[1; 6])],
             ),
             "tiny" => make(
                 [64, 48],

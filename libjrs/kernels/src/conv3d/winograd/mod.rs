@@ -1,0 +1,268 @@
+//! Winograd's minimal filtering F(2x2, 3x3) in the planes, for 3x3x3 kernels at stride 1: 16 products where the
+//! definition has 36 (Lavin and Gray, arXiv 1509.09308, section 4.1). Along z it stays the plain sum of three taps.
+//!
+//! ```text
+//!  phases of an input plane          16 transformed planes V     16 products M        2x2 outputs
+//!  (even/odd y, even/odd x)          of the last three z         sum over kz, ci      per position
+//!  +--------+ +--------+             +----+----+----+----+       +----+- ... -+       +----+----+
+//!  | ee     | | eo     |   B'dB      |    |    |    |    |  U.V  |    |       |  A'MA | 00 | 01 |
+//!  +--------+ +--------+  ------->   +----+----+----+----+ ----> +----+- ... -+ ----> +----+----+
+//!  | oe     | | oo     |             |    ...            |       |    ...     |       | 10 | 11 |
+//!  +--------+ +--------+             +----+----+----+----+       +----+- ... -+       +----+----+
+//! ```
+//!
+//! A position is one 2x2 block of outputs. Its 4x4 input values are those of the four phases at `p`, `p + 1`, `p + row` and
+//! `p + row + 1`, so positions are vector lanes all the way through, and the products are the same register tile as in
+//! `correlate`, with the transformed rows as its taps. A task owns `chunk` positions and a range of z; going along z it keeps
+//! the transforms of three input planes, so that each is made once. Its buffers fit the L2 cache.
+
+mod transforms;
+
+use rayon::prelude::*;
+
+use super::Epilogue;
+use super::correlate::Correlation;
+use crate::pool::SCRATCH;
+use crate::shared::SharedMut;
+use crate::simd::{Kernel, Simd};
+use transforms::{InputTransform, Interleave, OutputTransform, PackPhases};
+
+/// Values of a transformed tile: 4 x 4.
+const POINTS: usize = 16;
+/// Vectors of positions in a register tile.
+const VECTORS: usize = 3;
+/// Target size of a task's transformed planes and products in values: half a megabyte.
+const TARGET: usize = 1 << 17;
+/// Parts of a convolution, whatever the number of threads (fewer on small grids).
+const TASKS: usize = 32;
+/// Fewest output planes of a part: each part transforms two more input planes than it has.
+const FEWEST_PLANES: usize = 6;
+
+/// True if `conv` is of the kind computed here.
+pub(super) fn applies(conv: &Correlation) -> bool {
+    conv.kernel == [3; 3] && conv.stride == 1 && conv.placement.step == 1 && conv.c_out > 3
+}
+
+/// How the outputs are cut into tasks.
+struct Cut {
+    /// 2x2 blocks of outputs along y and x.
+    blocks: [usize; 2],
+    /// Distance between rows of blocks: one more than there are, for `p + 1`.
+    row: usize,
+    /// Positions per task, whole register tiles.
+    chunk: usize,
+    /// Rows of blocks that a chunk reads, at most.
+    rows: usize,
+    /// Output planes per task.
+    planes: usize,
+}
+
+impl Cut {
+    fn new(conv: &Correlation) -> Self {
+        let [depth, height, width] = conv.output;
+        let blocks = [height.div_ceil(2), width.div_ceil(2)];
+        let row = blocks[1] + 1;
+        let tile = VECTORS * conv.isa.lanes();
+        let positions = (blocks[0] - 1) * row + blocks[1];
+        let fit = TARGET / (POINTS * (3 * conv.c_in + conv.c_out)) / tile;
+        let chunk = fit.clamp(1, positions.div_ceil(tile)) * tile;
+        let layers = conv.batch * positions.div_ceil(chunk);
+        let planes = depth.div_ceil(TASKS.div_ceil(layers)).max(FEWEST_PLANES.min(depth));
+        // The chunk may start at the end of a row, and reads one row further.
+        let rows = (2 * row + chunk - 1).div_ceil(row) + 1;
+        Self { blocks, row, chunk, rows, planes }
+    }
+
+    fn tasks<'a>(&'a self, conv: &'a Correlation) -> Vec<Task<'a>> {
+        let positions = (self.blocks[0] - 1) * self.row + self.blocks[1];
+        let depth = conv.output[0];
+        let mut tasks = Vec::new();
+        for batch in 0..conv.batch {
+            for z in (0..depth).step_by(self.planes) {
+                for first in (0..positions).step_by(self.chunk) {
+                    let planes = [z, depth.min(z + self.planes)];
+                    tasks.push(Task { conv, cut: self, batch, first, planes });
+                }
+            }
+        }
+        tasks
+    }
+}
+
+/// A chunk of positions in a range of planes.
+#[derive(Clone, Copy)]
+struct Task<'a> {
+    conv: &'a Correlation,
+    cut: &'a Cut,
+    batch: usize,
+    /// First position.
+    first: usize,
+    /// First output plane, and the one after the last.
+    planes: [usize; 2],
+}
+
+impl Task<'_> {
+    /// Copies the outputs of plane `z` of channel `co` to `y`, through the epilogue.
+    fn store(&self, [z, co]: [usize; 2], outputs: &[f32], epilogue: Epilogue<'_>, y: &SharedMut<'_>) {
+        let Self { conv, cut, .. } = self;
+        let [_, height, width] = conv.output;
+        let [depth, rows, columns] = conv.placement.size;
+        let origin = conv.placement.first;
+        let plane = ((self.batch * conv.c_out + co) * depth + origin[0] + z) * rows;
+        let end = self.first + cut.chunk;
+        for block in self.first / cut.row..cut.blocks[0].min(end.div_ceil(cut.row)) {
+            // The chunk's part of this row of blocks, without the position between rows.
+            let from = self.first.max(block * cut.row);
+            let to = end.min(block * cut.row + cut.blocks[1]);
+            if from >= to {
+                continue;
+            }
+            for phase in 0..2.min(height - 2 * block) {
+                let x = 2 * (from - block * cut.row);
+                let count = (2 * (to - from)).min(width - x);
+                let at = (plane + origin[1] + 2 * block + phase) * columns + origin[2] + x;
+                let row =
+                    |px: usize| &outputs[(2 * phase + px) * cut.chunk + from - self.first..][..to - from];
+                // SAFETY: no two tasks share a (z, channel, position).
+                let to = unsafe { y.slice(at, count) };
+                conv.isa.run(Interleave { even: row(0), odd: row(1), to, epilogue, co });
+            }
+        }
+    }
+}
+
+/// As [`Correlation::run`].
+pub(super) fn run(
+    conv: &Correlation,
+    x: &[f32],
+    weight: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync,
+    bias: &[f32],
+    epilogue: Epilogue<'_>,
+    y: &mut [f32],
+) {
+    let lanes = conv.isa.channels();
+    let c_out = conv.c_out.next_multiple_of(lanes);
+    let weights = transform_weights(conv, lanes, weight);
+    let cut = Cut::new(conv);
+    let chunk = cut.chunk;
+    // Where the three input planes of output plane z lie in the ring, for z % 3.
+    let offsets = [0, 1, 2].map(|z| -> Vec<usize> {
+        (0..3 * conv.c_in)
+            .map(|tap| ((z + tap / conv.c_in) % 3 * conv.c_in + tap % conv.c_in) * chunk)
+            .collect()
+    });
+    let y = SharedMut::new(y);
+    cut.tasks(conv).into_par_iter().for_each(|task| {
+        let mut phases = SCRATCH.take(conv.c_in * 4 * cut.rows * cut.row);
+        let mut ring = SCRATCH.take(POINTS * 3 * conv.c_in * chunk);
+        let mut products = SCRATCH.take(POINTS * c_out * chunk);
+        let mut outputs = SCRATCH.take(4 * chunk);
+        let [start, end] = task.planes;
+        let mut next = start;
+        for z in start..end {
+            while next < z + 3 {
+                conv.isa.run(PackPhases { task, x, z: next, phases: &mut phases });
+                let plane = &mut ring[next % 3 * conv.c_in * chunk..];
+                conv.isa.run(InputTransform { task, phases: &phases, plane });
+                next += 1;
+            }
+            conv.isa.run(Products {
+                planes: &ring,
+                offsets: &offsets[z % 3],
+                weights: &weights,
+                chunk,
+                products: &mut products,
+            });
+            for co in 0..conv.c_out {
+                let products = &products[co * chunk..];
+                let step = c_out * chunk;
+                conv.isa.run(OutputTransform { products, step, bias: bias[co], outputs: &mut outputs });
+                task.store([z, co], &outputs, epilogue, &y);
+            }
+        }
+    });
+}
+
+/// G g G' of every (co, ci, kz): `[point][output block][kz][ci][channel of the block]`.
+fn transform_weights(
+    conv: &Correlation,
+    lanes: usize,
+    weight: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync,
+) -> Vec<f32> {
+    let taps = 3 * conv.c_in;
+    let blocks = conv.c_out.div_ceil(lanes);
+    let mut weights = vec![0.0; POINTS * blocks * taps * lanes];
+    let filter = |g: [f32; 3]| [g[0], 0.5 * (g[0] + g[1] + g[2]), 0.5 * (g[0] - g[1] + g[2]), g[2]];
+    for co in 0..conv.c_out {
+        for ci in 0..conv.c_in {
+            for kz in 0..3 {
+                let rows = [0, 1, 2].map(|ky| filter([0, 1, 2].map(|kx| weight(co, ci, [kz, ky, kx]))));
+                let at = (co / lanes * taps + kz * conv.c_in + ci) * lanes + co % lanes;
+                for px in 0..4 {
+                    let column = filter([rows[0][px], rows[1][px], rows[2][px]]);
+                    for (py, &value) in column.iter().enumerate() {
+                        weights[(py * 4 + px) * blocks * taps * lanes + at] = value;
+                    }
+                }
+            }
+        }
+    }
+    weights
+}
+
+/// For each of the 16 points, the sum over kz and ci of weights times transformed planes.
+struct Products<'a> {
+    planes: &'a [f32],
+    /// Per (kz, ci): where its row lies.
+    offsets: &'a [usize],
+    /// `[point][output block][kz, ci][channel of the block]`.
+    weights: &'a [f32],
+    chunk: usize,
+    /// `[point][output channel][position]`.
+    products: &'a mut [f32],
+}
+
+impl Kernel for Products<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the caller has S's instructions.
+        unsafe {
+            if S::CHANNELS == 8 {
+                self.all::<S, 8>();
+            } else {
+                self.all::<S, 4>();
+            }
+        }
+    }
+}
+
+impl Products<'_> {
+    #[inline(always)]
+    unsafe fn all<S: Simd, const C: usize>(self) {
+        let Self { planes, offsets, weights, chunk, products } = self;
+        let (taps, width) = (offsets.len(), VECTORS * S::LANES);
+        let blocks = weights.len() / (POINTS * taps * C);
+        assert!(chunk.is_multiple_of(width) && offsets.iter().all(|&offset| offset + chunk <= taps * chunk));
+        assert!(planes.len() >= POINTS * taps * chunk && products.len() >= POINTS * blocks * C * chunk);
+        for point in 0..POINTS {
+            for tile in (0..chunk).step_by(width) {
+                for block in 0..blocks {
+                    // SAFETY: `planes` holds `chunk` values at each offset of each point, `weights` C values per tap,
+                    // block and point, `products` `chunk` values per point and channel (asserted above); the caller has S.
+                    unsafe {
+                        let input = planes.as_ptr().add(point * taps * chunk + tile);
+                        let weights = weights.as_ptr().add((point * blocks + block) * taps * C);
+                        let products = products.as_mut_ptr().add((point * blocks + block) * C * chunk + tile);
+                        let mut acc = [[S::splat(0.0); VECTORS]; C];
+                        S::correlate(&mut acc, input, offsets, weights);
+                        for c in 0..C {
+                            for v in 0..VECTORS {
+                                S::store(products.add(c * chunk + v * S::LANES), acc[c][v]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
