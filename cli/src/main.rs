@@ -7,7 +7,7 @@ mod commands;
 mod failure;
 
 use clap::{Parser, Subcommand};
-use commands::{demo, evaluate, model, phantom, plan, prepare, register, train};
+use commands::{bench, demo, evaluate, model, phantom, plan, prepare, register, train};
 use std::process::ExitCode;
 
 /// Deformable registration of CT scans by a network that learned to carry contours (JRS-GAN).
@@ -43,6 +43,8 @@ enum Command {
     Evaluate(evaluate::Args),
     /// The whole loop on one machine: make patients, train, resume, register, judge.
     Demo(demo::Args),
+    /// Time the parts on this machine.
+    Bench(bench::Args),
     /// Look at a model file or check it.
     Model(model::Args),
 }
@@ -74,6 +76,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Model(args) => model::run(&args),
     }
 }

@@ -1,6 +1,6 @@
-//! `jrs model show | verify`.
+//! `jrs model show | verify | untrained`.
 
-use libjrs::model::Model;
+use libjrs::model::{GeneratorWeights, Model, Provenance};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,6 +24,15 @@ enum Action {
         /// The model file.
         file: PathBuf,
     },
+    /// Write a model with random weights: it registers nothing, but takes as long as a trained one.
+    Untrained {
+        /// The model file to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Same seed, same weights.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
 }
 
 /// Runs the command.
@@ -37,6 +46,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let model = Model::load(file)?;
             model.verify()?;
             println!("{}: valid, SHA-256 {}", file.display(), model.sha256());
+        }
+        Action::Untrained { out, seed } => {
+            let training = Provenance { system: "untrained".into(), ..Default::default() };
+            Model::new(GeneratorWeights::random(*seed), training).save(out)?;
+            println!("{}: untrained, seed {seed}", out.display());
         }
     }
     Ok(ExitCode::SUCCESS)

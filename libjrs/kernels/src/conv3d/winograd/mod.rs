@@ -144,11 +144,11 @@ pub(super) fn run(
     let c_out = conv.c_out.next_multiple_of(lanes);
     let weights = transform_weights(conv, lanes, weight);
     let cut = Cut::new(conv);
-    let chunk = cut.chunk;
+    let (chunk, tile) = (cut.chunk, VECTORS * conv.isa.lanes());
     // Where the three input planes of output plane z lie in the ring, for z % 3.
     let offsets = [0, 1, 2].map(|z| -> Vec<usize> {
         (0..3 * conv.c_in)
-            .map(|tap| ((z + tap / conv.c_in) % 3 * conv.c_in + tap % conv.c_in) * chunk)
+            .map(|tap| ((z + tap / conv.c_in) % 3 * conv.c_in + tap % conv.c_in) * tile)
             .collect()
     });
     let y = SharedMut::new(y);
@@ -162,7 +162,7 @@ pub(super) fn run(
         for z in start..end {
             while next < z + 3 {
                 conv.isa.run(PackPhases { task, x, z: next, phases: &mut phases });
-                let plane = &mut ring[next % 3 * conv.c_in * chunk..];
+                let plane = &mut ring[next % 3 * conv.c_in * tile..];
                 conv.isa.run(InputTransform { task, phases: &phases, plane });
                 next += 1;
             }
@@ -174,9 +174,8 @@ pub(super) fn run(
                 products: &mut products,
             });
             for co in 0..conv.c_out {
-                let products = &products[co * chunk..];
-                let step = c_out * chunk;
-                conv.isa.run(OutputTransform { products, step, bias: bias[co], outputs: &mut outputs });
+                let outputs = &mut outputs;
+                conv.isa.run(OutputTransform { products: &products, co, c_out, bias: bias[co], outputs });
                 task.store([z, co], &outputs, epilogue, &y);
             }
         }
@@ -212,13 +211,14 @@ fn transform_weights(
 
 /// For each of the 16 points, the sum over kz and ci of weights times transformed planes.
 struct Products<'a> {
+    /// `[point][register tile][plane of the ring][channel][position of the tile]`.
     planes: &'a [f32],
-    /// Per (kz, ci): where its row lies.
+    /// Per (kz, ci): where its row lies in a register tile's block.
     offsets: &'a [usize],
     /// `[point][output block][kz, ci][channel of the block]`.
     weights: &'a [f32],
     chunk: usize,
-    /// `[point][output channel][position]`.
+    /// `[register tile][output channel][point][position of the tile]`.
     products: &'a mut [f32],
 }
 
@@ -242,22 +242,23 @@ impl Products<'_> {
         let Self { planes, offsets, weights, chunk, products } = self;
         let (taps, width) = (offsets.len(), VECTORS * S::LANES);
         let blocks = weights.len() / (POINTS * taps * C);
-        assert!(chunk.is_multiple_of(width) && offsets.iter().all(|&offset| offset + chunk <= taps * chunk));
+        assert!(chunk.is_multiple_of(width) && offsets.iter().all(|&offset| offset + width <= taps * width));
         assert!(planes.len() >= POINTS * taps * chunk && products.len() >= POINTS * blocks * C * chunk);
         for point in 0..POINTS {
-            for tile in (0..chunk).step_by(width) {
+            for tile in 0..chunk / width {
                 for block in 0..blocks {
-                    // SAFETY: `planes` holds `chunk` values at each offset of each point, `weights` C values per tap,
-                    // block and point, `products` `chunk` values per point and channel (asserted above); the caller has S.
+                    // SAFETY: `planes` holds `taps` rows of a tile per point and tile, `weights` C values per tap, block
+                    // and point, `products` 16 rows of a tile per channel and tile (asserted above); the caller has S.
                     unsafe {
-                        let input = planes.as_ptr().add(point * taps * chunk + tile);
+                        let input = planes.as_ptr().add((point * chunk + tile * width) * taps);
                         let weights = weights.as_ptr().add((point * blocks + block) * taps * C);
-                        let products = products.as_mut_ptr().add((point * blocks + block) * C * chunk + tile);
+                        let to = ((tile * blocks + block) * C * POINTS + point) * width;
+                        let products = products.as_mut_ptr().add(to);
                         let mut acc = [[S::splat(0.0); VECTORS]; C];
                         S::correlate(&mut acc, input, offsets, weights);
                         for c in 0..C {
                             for v in 0..VECTORS {
-                                S::store(products.add(c * chunk + v * S::LANES), acc[c][v]);
+                                S::store(products.add(c * POINTS * width + v * S::LANES), acc[c][v]);
                             }
                         }
                     }

@@ -1,6 +1,6 @@
 //! Into Winograd's domain and back: the kernels around the products.
 
-use super::{POINTS, Task};
+use super::{POINTS, Task, VECTORS};
 use crate::conv3d::Epilogue;
 use crate::simd::{Kernel, Simd};
 
@@ -72,11 +72,11 @@ fn split(source: &[f32], from: isize, even: &mut [f32], odd: &mut [f32]) {
     }
 }
 
-/// B' d B of one input plane: phases to 16 transformed planes, `[point]` apart by the ring's three planes.
+/// B' d B of one input plane: phases to 16 transformed planes.
 pub(super) struct InputTransform<'a> {
     pub task: Task<'a>,
     pub phases: &'a [f32],
-    /// `[point][plane of the ring][channel][position]`, from this plane on.
+    /// `[point][register tile][plane of the ring][channel][position of the tile]`, from this plane on.
     pub plane: &'a mut [f32],
 }
 
@@ -87,18 +87,17 @@ impl Kernel for InputTransform<'_> {
         let first = first % cut.row; // position in the first packed row
         let area = cut.rows * cut.row;
         let channels = phases.len() / (4 * area);
+        let (tile, block) = (VECTORS * S::LANES, 3 * channels * VECTORS * S::LANES);
         let step = 3 * channels * cut.chunk;
-        assert!(cut.chunk.is_multiple_of(S::LANES));
-        assert!(
-            first + cut.chunk + cut.row < area && plane.len() >= (POINTS - 1) * step + channels * cut.chunk
-        );
+        assert!(cut.chunk.is_multiple_of(tile) && first + cut.chunk + cut.row < area);
+        assert!(plane.len() >= POINTS * step - 2 * channels * tile);
         for ci in 0..channels {
             for p in (0..cut.chunk).step_by(S::LANES) {
                 // SAFETY: reads `LANES` values from first + p + row + 1 at most, within a phase, and writes
                 // within the 16 planes (both asserted above); the caller has S.
                 unsafe {
                     let from = phases.as_ptr().add(ci * 4 * area + first + p);
-                    let to = plane.as_mut_ptr().add(ci * cut.chunk + p);
+                    let to = plane.as_mut_ptr().add(p / tile * block + ci * tile + p % tile);
                     // Rows of the 4x4 tile: even, odd, and the same one block below.
                     let rows = [from, from.add(2 * area), from.add(cut.row), from.add(2 * area + cut.row)];
                     for px in 0..4 {
@@ -125,9 +124,11 @@ impl Kernel for InputTransform<'_> {
 
 /// A' M A of one output channel: 16 products to the 2x2 outputs of each position.
 pub(super) struct OutputTransform<'a> {
-    /// The channel's products, `step` apart.
+    /// `[register tile][output channel][point][position of the tile]`.
     pub products: &'a [f32],
-    pub step: usize,
+    pub co: usize,
+    /// Output channels in `products`.
+    pub c_out: usize,
     pub bias: f32,
     /// `[y phase][x phase][position]`.
     pub outputs: &'a mut [f32],
@@ -136,19 +137,19 @@ pub(super) struct OutputTransform<'a> {
 impl Kernel for OutputTransform<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { products, step, bias, outputs } = self;
-        let chunk = outputs.len() / 4;
-        assert!(chunk.is_multiple_of(S::LANES) && products.len() >= (POINTS - 1) * step + chunk);
+        let Self { products, co, c_out, bias, outputs } = self;
+        let (chunk, tile) = (outputs.len() / 4, VECTORS * S::LANES);
+        assert!(chunk.is_multiple_of(tile) && co < c_out && products.len() >= POINTS * c_out * chunk);
         for p in (0..chunk).step_by(S::LANES) {
-            // SAFETY: within 16 rows of products and four of outputs (asserted above); the caller has S.
+            // SAFETY: within the tile's 16 rows of products and four rows of outputs (asserted above); the caller has S.
             unsafe {
-                let from = products.as_ptr().add(p);
+                let from = products.as_ptr().add((p / tile * c_out + co) * POINTS * tile + p % tile);
                 let mut columns = [[S::splat(0.0); 4]; 2];
                 for px in 0..4 {
-                    let m0 = S::load(from.add(px * step));
-                    let m1 = S::load(from.add((4 + px) * step));
-                    let m2 = S::load(from.add((8 + px) * step));
-                    let m3 = S::load(from.add((12 + px) * step));
+                    let m0 = S::load(from.add(px * tile));
+                    let m1 = S::load(from.add((4 + px) * tile));
+                    let m2 = S::load(from.add((8 + px) * tile));
+                    let m3 = S::load(from.add((12 + px) * tile));
                     columns[0][px] = S::add(S::add(m0, m1), m2);
                     columns[1][px] = S::sub(S::sub(m1, m2), m3);
                 }

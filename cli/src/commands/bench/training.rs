@@ -1,0 +1,41 @@
+//! One iteration of training.
+
+use super::{Bench, five_balls, wave};
+use burn::tensor::Device;
+use jrs_data::sampling::{Patch, SampleId};
+use jrs_worker::config::{System, TrainConfig};
+use jrs_worker::gan::Gan;
+
+/// Critic updates, then one of the generator, on one pair of patches of `size` voxels in both directions; the
+/// paper's losses and RMSProp.
+pub fn step(system: System, size: usize, critic_steps: u64) -> libjrs::Result<Bench<'static>> {
+    let text = format!("system = \"{}\"\nsampling.patch = {size}\nsampling.batch = 1", system.name());
+    let config = TrainConfig::parse(&text)
+        .map_err(|problem| libjrs::Error::input(problem, "Choose a larger --size"))?;
+    let critic_steps = system.critic_channels().map_or(0, |_| critic_steps);
+    let mut gan = Gan::new(&config, &[1, 2, 3, 4, 5], 1.0, &Device::flex());
+    let patches = [patch(size)];
+    let critic = if critic_steps > 0 { format!(", {critic_steps} critic updates") } else { String::new() };
+    Ok(Bench {
+        name: format!("{} iteration, patch {size}^3{critic}", system.name()),
+        flops: None,
+        run: Box::new(move || {
+            for _ in 0..critic_steps {
+                gan.update_critic(&patches, 0.0);
+            }
+            gan.update_generator(&patches, 0.0);
+            Ok(())
+        }),
+    })
+}
+
+fn patch(edge: usize) -> Patch {
+    Patch {
+        id: SampleId { epoch: 0, pair: 0, k: 0 },
+        edge,
+        fixed: wave(edge.pow(3), 0.0),
+        moving: wave(edge.pow(3), 0.3),
+        fixed_labels: five_balls(edge, 0.0),
+        moving_labels: five_balls(edge, 2.0),
+    }
+}

@@ -1,0 +1,145 @@
+"""Runs every row of the table in turn, jrs and its peer alternating, and prints Markdown with the ratios.
+
+    compare.py --jrs target/release/jrs [--rounds 3] [--repeats 3] [--rows generator,volume] [--json FILE]
+
+A ratio is the median over all rounds of one side over that of the other, within this one run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# Freed large buffers stay with the process instead of going back to the system and being mapped anew.
+KEEP_BUFFERS = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=268435456"}
+
+
+def last_json(command, env=None):
+    done = subprocess.run(command, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+class Bench:
+    def __init__(self, args):
+        self.args, self.threads = args, str(args.threads)
+
+    def jrs(self, *work):
+        """Median seconds and peak memory of `jrs bench`; a round is one process, which warms up first."""
+        common = ["--threads", self.threads, "--repeats", str(self.args.repeats), "--json"]
+        out = last_json([self.args.jrs, "bench", *work, *common])
+        return [out["seconds"]["median"]], out["peak_rss_mb"]
+
+    def peer(self, script, *work, env=None):
+        common = ["--threads", self.threads, "--repeats", str(self.args.repeats)]
+        out = last_json([sys.executable, HERE / script, *work, *common], env)
+        return [statistics.median(out["seconds"])], out["peak_rss_mb"]
+
+    def torch(self, *work):
+        """The better of the two memory layouts."""
+        layouts = [self.peer("pytorch_peer.py", *work, "--layout", l, env=KEEP_BUFFERS) for l in ("eager", "channels_last_3d")]
+        return min(layouts, key=lambda measured: measured[0][0])
+
+    def alternating(self, ours, theirs):
+        sides = ([], []), ([], [])
+        for _ in range(self.args.rounds):
+            for (seconds, peaks), side in zip(sides, (ours, theirs)):
+                s, peak = side()
+                seconds.extend(s)
+                peaks.append(peak)
+        return [(statistics.median(seconds), max(p or 0 for p in peaks)) for seconds, peaks in sides]
+
+
+def network_row(name, goal, ours, theirs, memory_goal=None):
+    def row(bench):
+        (a, mem_a), (b, mem_b) = bench.alternating(lambda: bench.jrs(*ours), lambda: bench.torch(*theirs))
+        rows = [(name, "PyTorch f32", a, b, "s", goal)]
+        if memory_goal:
+            rows.append((f"{name}: peak memory", "PyTorch f32", mem_a, mem_b, "MB", memory_goal))
+        return rows
+
+    return row
+
+
+def peer_row(name, peer, goal, ours, theirs):
+    def row(bench):
+        (a, _), (b, _) = bench.alternating(lambda: bench.jrs(*ours), lambda: bench.peer("itk_peer.py", *theirs))
+        return [(name, peer, a, b, "s", goal)]
+
+    return row
+
+
+def register_row(bench):
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, HERE / "itk_peer.py", "make-pair", "--size", "256", "--out", folder], check=True)
+        files = {name: f"{folder}/{name}.nii.gz" for name in ("fixed", "moving")}
+        subprocess.run([bench.args.jrs, "model", "untrained", "--out", f"{folder}/model.safetensors"], check=True, stdout=subprocess.DEVNULL)
+
+        def timed(command):
+            script = "import subprocess,sys,time;t=time.perf_counter();subprocess.run(sys.argv[1:],check=True,stdout=subprocess.DEVNULL,stderr=subprocess.DEVNULL);print(time.perf_counter()-t)"
+            done = subprocess.run([sys.executable, "-c", script, *map(str, command)], check=True, stdout=subprocess.PIPE, text=True)
+            return [float(done.stdout)], None
+
+        ours = [bench.args.jrs, "register", "--model", f"{folder}/model.safetensors", "--fixed", files["fixed"], "--moving", files["moving"],
+                "--out", f"{folder}/jrs", "--threads", bench.threads]
+        theirs = [sys.executable, HERE / "itk_peer.py", "elastix", "--fixed", files["fixed"], "--moving", files["moving"], "--out", f"{folder}/elastix",
+                  "--threads", bench.threads]
+        (a, _), (b, _) = bench.alternating(lambda: timed(ours), lambda: timed(theirs))
+    return [("jrs register, 256^3, files to files", "elastix MI, 100 iterations", a, b, "s", 0.2)]
+
+
+def sampling_row(bench):
+    (a, _), (b, _) = bench.alternating(
+        lambda: bench.jrs("sampling", "--size", "96"), lambda: bench.jrs("step", "--system", "JRS-CNN", "--size", "96")
+    )
+    return [("cropping and augmenting one iteration's patches, 96^3", "jrs, the JRS-CNN step", a, b, "s", 0.05)]
+
+
+ROWS = {
+    "generator": network_row("generator, 96^3 patch", 0.6, ("generator", "--size", "96"), ("generator", "--size", "96")),
+    "volume": network_row("generator, 256^3 volume", 0.6, ("volume", "--size", "256"), ("generator", "--size", "296"), memory_goal=0.3),
+    "step": network_row("JRS-CNN step, 96^3", 1.0, ("step", "--system", "JRS-CNN"), ("jrs-cnn", "--size", "96")),
+    "gan": network_row(
+        "JRS-GANa iteration with 5 critic steps, 96^3", 1.0, ("step", "--system", "JRS-GANa", "--critic-steps", "5"), ("jrs-gana", "--size", "96")
+    ),
+    "register": register_row,
+    "surfaces": peer_row("MSD and HD95 of 5 organs, 256^3", "SimpleITK", 0.5, ("surfaces", "--size", "256"), ("surfaces", "--size", "256")),
+    "distance": peer_row("distance transform, 256^3", "SimpleITK", 0.5, ("distance", "--size", "256"), ("distance", "--size", "256")),
+    "sampling": sampling_row,
+}
+
+
+def processor():
+    names = [l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")] if os.path.exists("/proc/cpuinfo") else []
+    return names[0] if names else platform.processor()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--jrs", required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rows", default=",".join(ROWS), help=", ".join(ROWS))
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    bench, results = Bench(args), []
+    print(f"{processor()}, {args.threads} threads, {args.rounds} rounds of {args.repeats} repeats\n", flush=True)
+    print("| work | against | jrs | peer | ratio | goal |\n|---|---|---:|---:|---:|---:|", flush=True)
+    for name in args.rows.split(","):
+        for work, peer, ours, theirs, unit, goal in ROWS[name](bench):
+            ratio = ours / theirs
+            mark = "" if ratio <= goal else " (missed)"
+            print(f"| {work} | {peer} | {ours:.3g} {unit} | {theirs:.3g} {unit} | {ratio:.2f} | {goal}{mark} |", flush=True)
+            results.append({"work": work, "peer": peer, "jrs": ours, "theirs": theirs, "unit": unit, "ratio": ratio, "goal": goal})
+    if args.json:
+        Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
