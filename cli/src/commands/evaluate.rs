@@ -10,7 +10,7 @@ use jrs_report::{
     evaluation_page,
 };
 use libjrs::align::read_affine;
-use libjrs::field::{compose_with_affine, warp_labels};
+use libjrs::field::{compose_with_affine, warp_image, warp_labels};
 use libjrs::landmarks::read_landmarks;
 use libjrs::metrics::{dice, jacobian, surface_distances, target_registration_error};
 use libjrs::model::Model;
@@ -164,7 +164,8 @@ fn representative(
     named
         .filter_map(|(which, case)| {
             let picture = overlays.remove(&case.pair)?;
-            let caption = format!("{which} pair by mean surface distance: {}, before and after", case.pair);
+            let caption =
+                format!("{which} pair by mean surface distance: {}, aligned and registered", case.pair);
             Some(Figure { picture, caption })
         })
         .collect()
@@ -199,6 +200,8 @@ fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::
 
     let at_start = compose_with_affine(&DisplacementField::zero(fixed.grid.clone()), &affine);
     let unregistered = warp_labels(&moving_labels, &at_start, None);
+    let floor = moving.data.iter().copied().fold(f32::INFINITY, f32::min);
+    let aligned = warp_image(&moving, &at_start, None, floor);
     let body = torso_mask(&fixed)?;
     let landmarks = pair.truth.as_ref().and_then(|t| t.landmarks.as_ref());
     let landmarks = landmarks.map(|file| read_landmarks(path(file))).transpose()?;
@@ -241,10 +244,10 @@ fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::
         });
         let pictures = RegistrationPictures {
             fixed: &fixed,
-            moving: &moving,
+            moving: &aligned,
             warped: &result.warped,
             fixed_labels: Some(&fixed_labels),
-            moving_labels: Some(&moving_labels),
+            moving_labels: Some(&unregistered),
             warped_labels: Some(&propagated),
             field: None,
             jacobian: None,

@@ -130,10 +130,18 @@ pub(crate) trait Simd: Copy {
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a - b`.
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b`.
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger of both per lane; `b` if one is NaN.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// Sum over the lanes, in a fixed order.
     unsafe fn sum(value: Self::V) -> f32;
+    /// Deals `4 * LANES` values in turn to four vectors: lane `i` of vector `k` is `from[4*i + k]`.
+    unsafe fn deal(from: *const f32) -> [Self::V; 4];
+    /// The inverse of [`Simd::deal`].
+    unsafe fn interleave(to: *mut f32, values: [Self::V; 4]);
 
     /// The inner loop of the convolution: for each tap `t`, channel `c` and vector `v` of the tile,
     /// `acc[c][v] += weights[t*C + c] * input[offsets[t] + v*LANES ..]`.
@@ -204,6 +212,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn mul(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|lane| a[lane] * b[lane])
+    }
+
+    #[inline(always)]
     unsafe fn fma(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
         let mut sum = c;
         for lane in 0..4 {
@@ -218,8 +231,27 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn max(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|lane| if a[lane] > b[lane] { a[lane] } else { b[lane] })
+    }
+
+    #[inline(always)]
     unsafe fn sum(v: [f32; 4]) -> f32 {
         (v[0] + v[2]) + (v[1] + v[3])
+    }
+
+    #[inline(always)]
+    unsafe fn deal(from: *const f32) -> [[f32; 4]; 4] {
+        // SAFETY: the caller gives sixteen readable values.
+        let blocks = unsafe { *from.cast::<[[f32; 4]; 4]>() };
+        std::array::from_fn(|k| std::array::from_fn(|i| blocks[i][k]))
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(to: *mut f32, v: [[f32; 4]; 4]) {
+        let blocks: [[f32; 4]; 4] = std::array::from_fn(|i| std::array::from_fn(|k| v[k][i]));
+        // SAFETY: the caller gives sixteen writable values.
+        unsafe { *to.cast::<[[f32; 4]; 4]>() = blocks }
     }
 }
 
@@ -261,6 +293,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
     unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
         unsafe { _mm256_fmadd_ps(a, b, c) }
     }
@@ -275,6 +312,21 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn max(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn deal(from: *const f32) -> [__m256; 4] {
+        unsafe { deal_avx2(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(to: *mut f32, values: [__m256; 4]) {
+        unsafe { interleave_avx2(to, values) }
+    }
+
+    #[inline(always)]
     unsafe fn correlate<const C: usize>(
         acc: &mut [[__m256; 3]; C],
         input: *const f32,
@@ -283,6 +335,53 @@ impl Simd for Avx2 {
     ) {
         assert!(C == Self::CHANNELS && !offsets.is_empty());
         unsafe { correlate_avx2(&mut *acc.as_mut_ptr().cast(), input, offsets, weights) }
+    }
+}
+
+/// Transposes the 4x4 values in the low halves, and those in the high halves.
+///
+/// # Safety
+/// The processor must have AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn transpose_avx2([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
+    let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+    let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+    [
+        _mm256_shuffle_ps::<0x44>(ab, cd),
+        _mm256_shuffle_ps::<0xee>(ab, cd),
+        _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+        _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
+    ]
+}
+
+/// # Safety
+/// As [`Simd::deal`], with 32 values.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn deal_avx2(from: *const f32) -> [__m256; 4] {
+    // SAFETY: blocks 0 to 7 of four values, readable by the caller's promise.
+    unsafe {
+        let pair = |i: usize| {
+            let low = _mm256_castps128_ps256(_mm_loadu_ps(from.add(4 * i)));
+            _mm256_insertf128_ps::<1>(low, _mm_loadu_ps(from.add(4 * i + 16)))
+        };
+        transpose_avx2([pair(0), pair(1), pair(2), pair(3)])
+    }
+}
+
+/// # Safety
+/// As [`Simd::interleave`], with 32 values.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn interleave_avx2(to: *mut f32, values: [__m256; 4]) {
+    let blocks = transpose_avx2(values);
+    for i in 0..4 {
+        // SAFETY: blocks i and i + 4 of four values, writable by the caller's promise.
+        unsafe {
+            _mm_storeu_ps(to.add(4 * i), _mm256_castps256_ps128(blocks[i]));
+            _mm_storeu_ps(to.add(4 * i + 16), _mm256_extractf128_ps::<1>(blocks[i]));
+        }
     }
 }
 
@@ -382,8 +481,44 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn deal(from: *const f32) -> [__m512; 4] {
+        unsafe {
+            let (low, high) = (deal_avx2(from), deal_avx2(from.add(32)));
+            let mut values = [_mm512_setzero_ps(); 4];
+            for k in 0..4 {
+                let wide = _mm512_castps_pd(_mm512_castps256_ps512(low[k]));
+                values[k] = _mm512_castpd_ps(_mm512_insertf64x4::<1>(wide, _mm256_castps_pd(high[k])));
+            }
+            values
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(to: *mut f32, values: [__m512; 4]) {
+        unsafe {
+            let (mut low, mut high) = ([_mm256_setzero_ps(); 4], [_mm256_setzero_ps(); 4]);
+            for k in 0..4 {
+                low[k] = _mm512_castps512_ps256(values[k]);
+                high[k] = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(values[k])));
+            }
+            interleave_avx2(to, low);
+            interleave_avx2(to.add(32), high);
+        }
     }
 
     #[inline(always)]

@@ -71,7 +71,7 @@ pub enum Epilogue<'a> {
     None,
     /// `y = scale[c] * leaky(conv) + shift[c]`: inference, with the BatchNorm folded into scale and shift.
     LeakyNorm {
-        /// Slope of LeakyReLU for negative values.
+        /// Slope of LeakyReLU for negative values, from 0 to 1.
         slope: f32,
         /// Per output channel: `gamma / sqrt(var + eps)`.
         scale: &'a [f32],
@@ -130,6 +130,10 @@ impl Conv3d {
     ) {
         self.check(Some(x.len()), Some(weight.len()), Some(y.len()));
         assert_eq!(bias.len(), self.c_out, "bias");
+        if let Epilogue::LeakyNorm { slope, scale, shift } = epilogue {
+            assert!((0.0..=1.0).contains(&slope), "slope {slope}");
+            assert_eq!((scale.len(), shift.len()), (self.c_out, self.c_out), "scale and shift");
+        }
         let output = self.output();
         Correlation {
             isa,

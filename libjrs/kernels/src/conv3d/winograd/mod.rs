@@ -1,20 +1,23 @@
-//! Winograd's minimal filtering F(2x2, 3x3) in the planes, for 3x3x3 kernels at stride 1: 16 products where the
-//! definition has 36 (Lavin and Gray, arXiv 1509.09308, section 4.1). Along z it stays the plain sum of three taps.
+//! Winograd's minimal filtering F(4x4, 3x3) in the planes, for 3x3x3 kernels at stride 1: 36 products where the
+//! definition has 144 (Lavin and Gray, arXiv 1509.09308). Along z it stays the plain sum of three taps.
 //!
 //! ```text
-//!  phases of an input plane          16 transformed planes V     16 products M        2x2 outputs
-//!  (even/odd y, even/odd x)          of the last three z         sum over kz, ci      per position
-//!  +--------+ +--------+             +----+----+----+----+       +----+- ... -+       +----+----+
-//!  | ee     | | eo     |   B'dB      |    |    |    |    |  U.V  |    |       |  A'MA | 00 | 01 |
-//!  +--------+ +--------+  ------->   +----+----+----+----+ ----> +----+- ... -+ ----> +----+----+
-//!  | oe     | | oo     |             |    ...            |       |    ...     |       | 10 | 11 |
-//!  +--------+ +--------+             +----+----+----+----+       +----+- ... -+       +----+----+
+//!  16 phases of an input plane       36 transformed planes V     36 products M        4x4 outputs
+//!  (y and x modulo 4)                of the last three z         sum over kz, ci      per position
+//!  +----+----+----+----+             +----+- ... -+----+         +----+- ... -+       +----+- ... -+
+//!  | 00 | 01 | 02 | 03 |   B'dB      |    |       |    |    U.V  |    |       |  A'MA | 00 |       |
+//!  +----+----+----+----+  ------->   +----+- ... -+----+   ----> +----+- ... -+ ----> +----+- ... -+
+//!  | 10 |    ...       |             |       ...       |         |    ...     |       |    ...     |
+//!  +----+----+----+----+             +----+- ... -+----+         +----+- ... -+       +----+- ... -+
 //! ```
 //!
-//! A position is one 2x2 block of outputs. Its 4x4 input values are those of the four phases at `p`, `p + 1`, `p + row` and
+//! A position is one 4x4 block of outputs. Its 6x6 input values are those of the phases at `p`, `p + 1`, `p + row` and
 //! `p + row + 1`, so positions are vector lanes all the way through, and the products are the same register tile as in
 //! `correlate`, with the transformed rows as its taps. A task owns `chunk` positions and a range of z; going along z it keeps
 //! the transforms of three input planes, so that each is made once. Its buffers fit the L2 cache.
+//!
+//! The interpolation points are 0, ±1/√2, ±√2 and infinity: with them all constants are near 1, which keeps rounding at a few
+//! times that of the plain sum (the textbook's 0, ±1, ±2 lose one more digit).
 
 mod transforms;
 
@@ -27,8 +30,12 @@ use crate::shared::SharedMut;
 use crate::simd::{Kernel, Simd};
 use transforms::{InputTransform, Interleave, OutputTransform, PackPhases};
 
-/// Values of a transformed tile: 4 x 4.
-const POINTS: usize = 16;
+/// Outputs of a position along y and x.
+const BLOCK: usize = 4;
+/// Input values of a position along y and x, and transformed ones.
+const SPAN: usize = BLOCK + 2;
+/// Transformed values of a position.
+const POINTS: usize = SPAN * SPAN;
 /// Vectors of positions in a register tile.
 const VECTORS: usize = 3;
 /// Target size of a task's transformed planes and products in values: half a megabyte.
@@ -45,7 +52,7 @@ pub(super) fn applies(conv: &Correlation) -> bool {
 
 /// How the outputs are cut into tasks.
 struct Cut {
-    /// 2x2 blocks of outputs along y and x.
+    /// Blocks of outputs along y and x.
     blocks: [usize; 2],
     /// Distance between rows of blocks: one more than there are, for `p + 1`.
     row: usize,
@@ -60,7 +67,7 @@ struct Cut {
 impl Cut {
     fn new(conv: &Correlation) -> Self {
         let [depth, height, width] = conv.output;
-        let blocks = [height.div_ceil(2), width.div_ceil(2)];
+        let blocks = [height.div_ceil(BLOCK), width.div_ceil(BLOCK)];
         let row = blocks[1] + 1;
         let tile = VECTORS * conv.isa.lanes();
         let positions = (blocks[0] - 1) * row + blocks[1];
@@ -68,9 +75,14 @@ impl Cut {
         let chunk = fit.clamp(1, positions.div_ceil(tile)) * tile;
         let layers = conv.batch * positions.div_ceil(chunk);
         let planes = depth.div_ceil(TASKS.div_ceil(layers)).max(FEWEST_PLANES.min(depth));
-        // The chunk may start at the end of a row, and reads one row further.
-        let rows = (2 * row + chunk - 1).div_ceil(row) + 1;
+        // A chunk may start at the end of a row.
+        let rows = (row - 1 + chunk - 1) / row + 2;
         Self { blocks, row, chunk, rows, planes }
+    }
+
+    /// Values of a phase. The last position between rows reads one too far.
+    fn area(&self) -> usize {
+        self.rows * self.row + 1
     }
 
     fn tasks<'a>(&'a self, conv: &'a Correlation) -> Vec<Task<'a>> {
@@ -102,8 +114,8 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// Copies the outputs of plane `z` of channel `co` to `y`, through the epilogue.
-    fn store(&self, [z, co]: [usize; 2], outputs: &[f32], epilogue: Epilogue<'_>, y: &SharedMut<'_>) {
+    /// Copies the outputs of plane `z` of channel `co` to `y`.
+    fn store(&self, [z, co]: [usize; 2], outputs: &[f32], y: &SharedMut<'_>) {
         let Self { conv, cut, .. } = self;
         let [_, height, width] = conv.output;
         let [depth, rows, columns] = conv.placement.size;
@@ -117,15 +129,16 @@ impl Task<'_> {
             if from >= to {
                 continue;
             }
-            for phase in 0..2.min(height - 2 * block) {
-                let x = 2 * (from - block * cut.row);
-                let count = (2 * (to - from)).min(width - x);
-                let at = (plane + origin[1] + 2 * block + phase) * columns + origin[2] + x;
-                let row =
-                    |px: usize| &outputs[(2 * phase + px) * cut.chunk + from - self.first..][..to - from];
+            for phase in 0..BLOCK.min(height - BLOCK * block) {
+                let x = BLOCK * (from - block * cut.row);
+                let count = (BLOCK * (to - from)).min(width - x);
+                let at = (plane + origin[1] + BLOCK * block + phase) * columns + origin[2] + x;
+                let column =
+                    |px| &outputs[(BLOCK * phase + px) * cut.chunk + from - self.first..][..to - from];
+                let values = [column(0), column(1), column(2), column(3)];
                 // SAFETY: no two tasks share a (z, channel, position).
                 let to = unsafe { y.slice(at, count) };
-                conv.isa.run(Interleave { even: row(0), odd: row(1), to, epilogue, co });
+                conv.isa.run(Interleave { columns: values, to });
             }
         }
     }
@@ -153,10 +166,10 @@ pub(super) fn run(
     });
     let y = SharedMut::new(y);
     cut.tasks(conv).into_par_iter().for_each(|task| {
-        let mut phases = SCRATCH.take(conv.c_in * 4 * cut.rows * cut.row);
+        let mut phases = SCRATCH.take(conv.c_in * BLOCK * BLOCK * cut.area());
         let mut ring = SCRATCH.take(POINTS * 3 * conv.c_in * chunk);
         let mut products = SCRATCH.take(POINTS * c_out * chunk);
-        let mut outputs = SCRATCH.take(4 * chunk);
+        let mut outputs = SCRATCH.take(BLOCK * BLOCK * chunk);
         let [start, end] = task.planes;
         let mut next = start;
         for z in start..end {
@@ -175,8 +188,15 @@ pub(super) fn run(
             });
             for co in 0..conv.c_out {
                 let outputs = &mut outputs;
-                conv.isa.run(OutputTransform { products: &products, co, c_out, bias: bias[co], outputs });
-                task.store([z, co], &outputs, epilogue, &y);
+                conv.isa.run(OutputTransform {
+                    products: &products,
+                    co,
+                    c_out,
+                    bias: bias[co],
+                    epilogue,
+                    outputs,
+                });
+                task.store([z, co], &outputs, &y);
             }
         }
     });
@@ -191,16 +211,16 @@ fn transform_weights(
     let taps = 3 * conv.c_in;
     let blocks = conv.c_out.div_ceil(lanes);
     let mut weights = vec![0.0; POINTS * blocks * taps * lanes];
-    let filter = |g: [f32; 3]| [g[0], 0.5 * (g[0] + g[1] + g[2]), 0.5 * (g[0] - g[1] + g[2]), g[2]];
+    let filter = transforms::filter;
     for co in 0..conv.c_out {
         for ci in 0..conv.c_in {
             for kz in 0..3 {
                 let rows = [0, 1, 2].map(|ky| filter([0, 1, 2].map(|kx| weight(co, ci, [kz, ky, kx]))));
                 let at = (co / lanes * taps + kz * conv.c_in + ci) * lanes + co % lanes;
-                for px in 0..4 {
+                for px in 0..SPAN {
                     let column = filter([rows[0][px], rows[1][px], rows[2][px]]);
                     for (py, &value) in column.iter().enumerate() {
-                        weights[(py * 4 + px) * blocks * taps * lanes + at] = value;
+                        weights[(py * SPAN + px) * blocks * taps * lanes + at] = value;
                     }
                 }
             }
@@ -209,7 +229,7 @@ fn transform_weights(
     weights
 }
 
-/// For each of the 16 points, the sum over kz and ci of weights times transformed planes.
+/// For each of the 36 points, the sum over kz and ci of weights times transformed planes.
 struct Products<'a> {
     /// `[point][register tile][plane of the ring][channel][position of the tile]`.
     planes: &'a [f32],
@@ -248,7 +268,7 @@ impl Products<'_> {
             for tile in 0..chunk / width {
                 for block in 0..blocks {
                     // SAFETY: `planes` holds `taps` rows of a tile per point and tile, `weights` C values per tap, block
-                    // and point, `products` 16 rows of a tile per channel and tile (asserted above); the caller has S.
+                    // and point, `products` 36 rows of a tile per channel and tile (asserted above); the caller has S.
                     unsafe {
                         let input = planes.as_ptr().add((point * chunk + tile * width) * taps);
                         let weights = weights.as_ptr().add((point * blocks + block) * taps * C);

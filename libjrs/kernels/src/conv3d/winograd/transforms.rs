@@ -1,8 +1,70 @@
 //! Into Winograd's domain and back: the kernels around the products.
+//!
+//! Each of the three maps is linear along one axis and is applied along x and y in turn: `filter` is G, `forward` B',
+//! `inverse` A' for the interpolation points 0, ±a, ±b and infinity with a = 1/√2 and b = √2 = 2a.
 
-use super::{POINTS, Task, VECTORS};
+use super::{BLOCK, POINTS, SPAN, Task, VECTORS};
 use crate::conv3d::Epilogue;
 use crate::simd::{Kernel, Simd};
+
+/// 1/√2.
+const A: f32 = std::f32::consts::FRAC_1_SQRT_2;
+
+/// G g: a filter's values at the six points, each over the product of the point's distances to the others.
+pub(super) fn filter(g: [f32; 3]) -> [f32; SPAN] {
+    let (near, far) = (-1.0 / 1.5, 1.0 / 6.0);
+    [
+        g[0],
+        near * (g[0] + A * g[1] + 0.5 * g[2]),
+        near * (g[0] - A * g[1] + 0.5 * g[2]),
+        far * (g[0] + 2.0 * A * g[1] + 2.0 * g[2]),
+        far * (g[0] - 2.0 * A * g[1] + 2.0 * g[2]),
+        g[2],
+    ]
+}
+
+/// B' d: the polynomials that vanish at all points but one.
+///
+/// # Safety
+/// The processor must have `S`'s instructions.
+#[inline(always)]
+unsafe fn forward<S: Simd>(d: [S::V; SPAN]) -> [S::V; SPAN] {
+    // SAFETY: the caller has S.
+    unsafe {
+        let c = |value: f32| S::splat(value);
+        let near = (S::fma(c(-2.0), d[2], d[4]), S::fma(c(-2.0), d[1], d[3]));
+        let far = (S::fma(c(-0.5), d[2], d[4]), S::fma(c(-0.5), d[1], d[3]));
+        [
+            S::add(S::fma(c(-2.5), d[2], d[0]), d[4]),
+            S::fma(c(A), near.1, near.0),
+            S::fma(c(-A), near.1, near.0),
+            S::fma(c(2.0 * A), far.1, far.0),
+            S::fma(c(-2.0 * A), far.1, far.0),
+            S::add(S::fma(c(-2.5), d[3], d[1]), d[5]),
+        ]
+    }
+}
+
+/// A' m: the products' polynomial at the four outputs.
+///
+/// # Safety
+/// The processor must have `S`'s instructions.
+#[inline(always)]
+unsafe fn inverse<S: Simd>(m: [S::V; SPAN]) -> [S::V; BLOCK] {
+    // SAFETY: the caller has S.
+    unsafe {
+        let c = |value: f32| S::splat(value);
+        let (near, far) = (S::add(m[1], m[2]), S::add(m[3], m[4]));
+        let (near_odd, far_odd) = (S::sub(m[1], m[2]), S::sub(m[3], m[4]));
+        let odd = S::fma(c(2.0), far_odd, near_odd);
+        [
+            S::add(S::add(m[0], near), far),
+            S::mul(c(A), odd),
+            S::fma(c(0.5), near, S::mul(c(2.0), far)),
+            S::fma(c(0.5 * A), near_odd, S::fma(c(4.0 * A), far_odd, m[5])),
+        ]
+    }
+}
 
 /// Copies what a task needs of one input plane to `phases`: `[channel][y phase][x phase][row][column]`.
 pub(super) struct PackPhases<'a> {
@@ -24,55 +86,57 @@ impl Kernel for PackPhases<'_> {
             phases.fill(0.0);
             return;
         }
-        let top = conv.start[1] + 2 * (first / cut.row) as isize;
-        // The rows of blocks that this task reads.
-        let rows = ((first % cut.row + cut.chunk + cut.row) / cut.row + 1).min(cut.rows);
-        let area = cut.rows * cut.row;
-        for (ci, channel) in phases.chunks_exact_mut(4 * area).enumerate() {
+        let top = conv.start[1] + (BLOCK * (first / cut.row)) as isize;
+        // Of the row of blocks below the chunk only the first two rows count.
+        let below = (first % cut.row + cut.chunk - 1) / cut.row + 1;
+        let area = cut.area();
+        for (ci, channel) in phases.chunks_exact_mut(BLOCK * BLOCK * area).enumerate() {
             let plane = &x[((batch * conv.c_in + ci) * d + z as usize) * h * w..][..h * w];
-            // Rows in the order they lie in memory.
-            for i in 0..2 * rows {
-                let (even, odd) = channel[i % 2 * 2 * area..][..2 * area].split_at_mut(area);
-                let row = i / 2 * cut.row..(i / 2 + 1) * cut.row;
-                let (even, odd) = (&mut even[row.clone()], &mut odd[row]);
+            for i in 0..BLOCK * below + 2 {
+                let rows = &mut channel[i % BLOCK * BLOCK * area + i / BLOCK * cut.row..];
                 let y = top + i as isize;
                 if y < 0 || y >= h as isize {
-                    even.fill(0.0);
-                    odd.fill(0.0);
+                    (0..BLOCK).for_each(|phase| rows[phase * area..][..cut.row].fill(0.0));
                 } else {
-                    split(&plane[y as usize * w..][..w], conv.start[2], even, odd);
+                    // SAFETY: the caller has S.
+                    unsafe { deal::<S>(&plane[y as usize * w..][..w], conv.start[2], rows, area, cut.row) }
                 }
             }
         }
     }
 }
 
-/// `even[i] = source[from + 2*i]` and `odd[i] = source[from + 2*i + 1]`, 0 outside.
+/// `to[phase * area + i] = source[from + 4*i + phase]` for `i < row`, 0 outside.
+///
+/// # Safety
+/// The processor must have `S`'s instructions.
 #[inline(always)]
-fn split(source: &[f32], from: isize, even: &mut [f32], odd: &mut [f32]) {
-    // Up to one odd value of padding, then whole pairs, then what is left.
-    let before = if from < 0 { from.unsigned_abs() } else { 0 };
-    let first = before.div_ceil(2).min(even.len());
-    let inside = &source[(from + 2 * first as isize).max(0) as usize..];
-    even[..first].fill(0.0);
-    odd[..first].fill(0.0);
-    if before % 2 == 1 && first > 0 {
-        odd[first - 1] = source[0];
+unsafe fn deal<S: Simd>(source: &[f32], from: isize, to: &mut [f32], area: usize, row: usize) {
+    assert!(to.len() >= (BLOCK - 1) * area + row);
+    // Padding at the start is less than a block.
+    let first = usize::from(from < 0);
+    let inside = |i: usize| ((from + (BLOCK * i) as isize) as usize).min(source.len());
+    let end = row.min(first + (source.len() - inside(first)) / BLOCK);
+    let whole = first + (end - first) / S::LANES * S::LANES;
+    for i in (first..whole).step_by(S::LANES) {
+        // SAFETY: blocks i .. i + LANES lie inside the source, and i + LANES <= row inside each phase; the caller has S.
+        unsafe {
+            let values = S::deal(source.as_ptr().add(inside(i)));
+            for phase in 0..BLOCK {
+                S::store(to.as_mut_ptr().add(phase * area + i), values[phase]);
+            }
+        }
     }
-    let (even, odd) = (&mut even[first..], &mut odd[first..]);
-    let (pairs, rest) = inside.as_chunks::<2>();
-    let count = pairs.len().min(even.len());
-    for ((even, odd), pair) in even.iter_mut().zip(odd.iter_mut()).zip(pairs) {
-        (*even, *odd) = (pair[0], pair[1]);
-    }
-    even[count..].fill(0.0);
-    odd[count..].fill(0.0);
-    if let (Some(value), [last]) = (even.get_mut(pairs.len()), rest) {
-        *value = *last;
+    for i in (0..first).chain(whole..row) {
+        for phase in 0..BLOCK {
+            let at = from + (BLOCK * i + phase) as isize;
+            let inside = at >= 0 && (at as usize) < source.len();
+            to[phase * area + i] = if inside { source[at as usize] } else { 0.0 };
+        }
     }
 }
 
-/// B' d B of one input plane: phases to 16 transformed planes.
+/// B' d B of one input plane: phases to 36 transformed planes.
 pub(super) struct InputTransform<'a> {
     pub task: Task<'a>,
     pub phases: &'a [f32],
@@ -85,8 +149,8 @@ impl Kernel for InputTransform<'_> {
     unsafe fn run<S: Simd>(self) {
         let Self { task: Task { cut, first, .. }, phases, plane } = self;
         let first = first % cut.row; // position in the first packed row
-        let area = cut.rows * cut.row;
-        let channels = phases.len() / (4 * area);
+        let area = cut.area();
+        let channels = phases.len() / (BLOCK * BLOCK * area);
         let (tile, block) = (VECTORS * S::LANES, 3 * channels * VECTORS * S::LANES);
         let step = 3 * channels * cut.chunk;
         assert!(cut.chunk.is_multiple_of(tile) && first + cut.chunk + cut.row < area);
@@ -94,27 +158,29 @@ impl Kernel for InputTransform<'_> {
         for ci in 0..channels {
             for p in (0..cut.chunk).step_by(S::LANES) {
                 // SAFETY: reads `LANES` values from first + p + row + 1 at most, within a phase, and writes
-                // within the 16 planes (both asserted above); the caller has S.
+                // within the 36 planes (both asserted above); the caller has S.
                 unsafe {
-                    let from = phases.as_ptr().add(ci * 4 * area + first + p);
+                    let from = phases.as_ptr().add(ci * BLOCK * BLOCK * area + first + p);
                     let to = plane.as_mut_ptr().add(p / tile * block + ci * tile + p % tile);
-                    // Rows of the 4x4 tile: even, odd, and the same one block below.
-                    let rows = [from, from.add(2 * area), from.add(cut.row), from.add(2 * area + cut.row)];
-                    for px in 0..4 {
-                        let mut d = [S::splat(0.0); 4];
-                        for y in 0..4 {
-                            let (even, odd) = (rows[y], rows[y].add(area));
-                            d[y] = match px {
-                                0 => S::sub(S::load(even), S::load(even.add(1))),
-                                1 => S::add(S::load(odd), S::load(even.add(1))),
-                                2 => S::sub(S::load(even.add(1)), S::load(odd)),
-                                _ => S::sub(S::load(odd), S::load(odd.add(1))),
-                            };
+                    let mut rows = [[S::splat(0.0); SPAN]; SPAN];
+                    for y in 0..SPAN {
+                        let row = from.add(y % BLOCK * BLOCK * area + y / BLOCK * cut.row);
+                        rows[y] = forward::<S>([
+                            S::load(row),
+                            S::load(row.add(area)),
+                            S::load(row.add(2 * area)),
+                            S::load(row.add(3 * area)),
+                            S::load(row.add(1)),
+                            S::load(row.add(area + 1)),
+                        ]);
+                    }
+                    for px in 0..SPAN {
+                        let column =
+                            [rows[0][px], rows[1][px], rows[2][px], rows[3][px], rows[4][px], rows[5][px]];
+                        let column = forward::<S>(column);
+                        for py in 0..SPAN {
+                            S::store(to.add((py * SPAN + px) * step), column[py]);
                         }
-                        S::store(to.add(px * step), S::sub(d[0], d[2]));
-                        S::store(to.add((4 + px) * step), S::add(d[1], d[2]));
-                        S::store(to.add((8 + px) * step), S::sub(d[2], d[1]));
-                        S::store(to.add((12 + px) * step), S::sub(d[1], d[3]));
                     }
                 }
             }
@@ -122,7 +188,7 @@ impl Kernel for InputTransform<'_> {
     }
 }
 
-/// A' M A of one output channel: 16 products to the 2x2 outputs of each position.
+/// A' M A of one output channel, and the epilogue: 36 products to the 4x4 outputs of each position.
 pub(super) struct OutputTransform<'a> {
     /// `[register tile][output channel][point][position of the tile]`.
     pub products: &'a [f32],
@@ -130,6 +196,7 @@ pub(super) struct OutputTransform<'a> {
     /// Output channels in `products`.
     pub c_out: usize,
     pub bias: f32,
+    pub epilogue: Epilogue<'a>,
     /// `[y phase][x phase][position]`.
     pub outputs: &'a mut [f32],
 }
@@ -137,65 +204,68 @@ pub(super) struct OutputTransform<'a> {
 impl Kernel for OutputTransform<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { products, co, c_out, bias, outputs } = self;
-        let (chunk, tile) = (outputs.len() / 4, VECTORS * S::LANES);
+        let Self { products, co, c_out, bias, epilogue, outputs } = self;
+        let (chunk, tile) = (outputs.len() / (BLOCK * BLOCK), VECTORS * S::LANES);
         assert!(chunk.is_multiple_of(tile) && co < c_out && products.len() >= POINTS * c_out * chunk);
         for p in (0..chunk).step_by(S::LANES) {
-            // SAFETY: within the tile's 16 rows of products and four rows of outputs (asserted above); the caller has S.
+            // SAFETY: within the tile's 36 rows of products and 16 rows of outputs (asserted above); the caller has S.
             unsafe {
                 let from = products.as_ptr().add((p / tile * c_out + co) * POINTS * tile + p % tile);
-                let mut columns = [[S::splat(0.0); 4]; 2];
-                for px in 0..4 {
-                    let m0 = S::load(from.add(px * tile));
-                    let m1 = S::load(from.add((4 + px) * tile));
-                    let m2 = S::load(from.add((8 + px) * tile));
-                    let m3 = S::load(from.add((12 + px) * tile));
-                    columns[0][px] = S::add(S::add(m0, m1), m2);
-                    columns[1][px] = S::sub(S::sub(m1, m2), m3);
-                }
                 let to = outputs.as_mut_ptr().add(p);
-                for y in 0..2 {
-                    let [c0, c1, c2, c3] = columns[y];
-                    let even = S::add(S::add(c0, c1), S::add(c2, S::splat(bias)));
-                    let odd = S::sub(S::sub(c1, c2), S::sub(c3, S::splat(bias)));
-                    S::store(to.add(2 * y * chunk), even);
-                    S::store(to.add((2 * y + 1) * chunk), odd);
+                let mut columns = [[S::splat(0.0); BLOCK]; SPAN];
+                for px in 0..SPAN {
+                    columns[px] = inverse::<S>([
+                        S::load(from.add(px * tile)),
+                        S::load(from.add((SPAN + px) * tile)),
+                        S::load(from.add((2 * SPAN + px) * tile)),
+                        S::load(from.add((3 * SPAN + px) * tile)),
+                        S::load(from.add((4 * SPAN + px) * tile)),
+                        S::load(from.add((5 * SPAN + px) * tile)),
+                    ]);
+                }
+                for y in 0..BLOCK {
+                    let [c0, c1, c2, c3, c4, c5] = columns;
+                    let row = inverse::<S>([c0[y], c1[y], c2[y], c3[y], c4[y], c5[y]]);
+                    for x in 0..BLOCK {
+                        let mut value = S::add(row[x], S::splat(bias));
+                        if let Epilogue::LeakyNorm { slope, scale, shift } = epilogue {
+                            // max is LeakyReLU for slopes from 0 to 1.
+                            let active = S::max(S::mul(S::splat(slope), value), value);
+                            value = S::fma(S::splat(scale[co]), active, S::splat(shift[co]));
+                        }
+                        S::store(to.add((y * BLOCK + x) * chunk), value);
+                    }
                 }
             }
         }
     }
 }
 
-/// One row of outputs to memory: even and odd columns in turn.
+/// One row of outputs to memory: the four phases of the columns in turn.
 pub(super) struct Interleave<'a> {
-    pub even: &'a [f32],
-    pub odd: &'a [f32],
+    pub columns: [&'a [f32]; BLOCK],
     pub to: &'a mut [f32],
-    pub epilogue: Epilogue<'a>,
-    pub co: usize,
 }
 
 impl Kernel for Interleave<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { even, odd, to, epilogue, co } = self;
-        match epilogue {
-            Epilogue::None => interleave(even, odd, to, |v| v),
-            Epilogue::LeakyNorm { slope, scale, shift } => {
-                let (scale, shift) = (scale[co], shift[co]);
-                interleave(even, odd, to, |v| scale * (if v < 0.0 { slope * v } else { v }) + shift);
+        let Self { columns: [c0, c1, c2, c3], to } = self;
+        let whole = to.len() / (BLOCK * S::LANES) * S::LANES;
+        assert!([c0, c1, c2, c3].iter().all(|column| column.len() >= to.len().div_ceil(BLOCK)));
+        for i in (0..whole).step_by(S::LANES) {
+            // SAFETY: i + LANES <= whole values of each column and 4 * whole of `to` (asserted above); the caller has S.
+            unsafe {
+                let values = [c0, c1, c2, c3];
+                let mut vectors = [S::splat(0.0); BLOCK];
+                for k in 0..BLOCK {
+                    vectors[k] = S::load(values[k].as_ptr().add(i));
+                }
+                S::interleave(to.as_mut_ptr().add(BLOCK * i), vectors);
             }
         }
-    }
-}
-
-#[inline(always)]
-fn interleave(even: &[f32], odd: &[f32], to: &mut [f32], epilogue: impl Fn(f32) -> f32) {
-    let (pairs, last) = to.as_chunks_mut::<2>();
-    for ((pair, &even), &odd) in pairs.iter_mut().zip(even).zip(odd) {
-        *pair = [epilogue(even), epilogue(odd)];
-    }
-    if let [last] = last {
-        *last = epilogue(even[pairs.len()]);
+        for (i, value) in to.iter_mut().enumerate().skip(BLOCK * whole) {
+            *value = [c0, c1, c2, c3][i % BLOCK][i / BLOCK];
+        }
     }
 }
