@@ -129,11 +129,7 @@ impl Conv3d {
         y: &mut [f32],
     ) {
         self.check(Some(x.len()), Some(weight.len()), Some(y.len()));
-        assert_eq!(bias.len(), self.c_out, "bias");
-        if let Epilogue::LeakyNorm { slope, scale, shift } = epilogue {
-            assert!((0.0..=1.0).contains(&slope), "slope {slope}");
-            assert_eq!((scale.len(), shift.len()), (self.c_out, self.c_out), "scale and shift");
-        }
+        self.check_epilogue(bias, epilogue);
         let output = self.output();
         Correlation {
             isa,
@@ -146,6 +142,48 @@ impl Conv3d {
             kernel: [self.kernel; 3],
             output,
             placement: Placement { size: output, first: [0; 3], step: 1 },
+        }
+        .run(
+            x,
+            |co, ci, [kz, ky, kx]| weight[self.weight_index(co, ci, kz, ky, kx)],
+            bias,
+            epilogue,
+            y,
+        );
+    }
+
+    /// [`Conv3d::forward`] on planes of a volume that passes by: there is no padding along z (whoever needs it puts a plane of
+    /// zeros in front), and the results become the planes `[first, first + n)` of tensors of `planes` planes, where
+    /// n = (input\[0\] - kernel) / stride + 1. The other planes of `y` stay as they are.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward_planes(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        epilogue: Epilogue<'_>,
+        y: &mut [f32],
+        first: usize,
+        planes: usize,
+    ) {
+        let [_, height, width] = self.output();
+        let depth = (self.input[0] - self.kernel) / self.stride + 1;
+        self.check(Some(x.len()), Some(weight.len()), None);
+        self.check_epilogue(bias, epilogue);
+        assert!(first + depth <= planes, "planes {first} to {} of {planes}", first + depth);
+        assert_eq!(y.len(), self.batch * self.c_out * planes * height * width, "output");
+        let padding = -(self.padding as isize);
+        Correlation {
+            isa: Isa::best(),
+            batch: self.batch,
+            c_in: self.c_in,
+            c_out: self.c_out,
+            input: self.input,
+            start: [0, padding, padding],
+            stride: self.stride,
+            kernel: [self.kernel; 3],
+            output: [depth, height, width],
+            placement: Placement { size: [planes, height, width], first: [first, 0, 0], step: 1 },
         }
         .run(
             x,
@@ -238,6 +276,14 @@ impl Conv3d {
     fn weight_index(&self, co: usize, ci: usize, kz: usize, ky: usize, kx: usize) -> usize {
         let k = self.kernel;
         (((co * self.c_in + ci) * k + kz) * k + ky) * k + kx
+    }
+
+    fn check_epilogue(&self, bias: &[f32], epilogue: Epilogue<'_>) {
+        assert_eq!(bias.len(), self.c_out, "bias");
+        if let Epilogue::LeakyNorm { slope, scale, shift } = epilogue {
+            assert!((0.0..=1.0).contains(&slope), "slope {slope}");
+            assert_eq!((scale.len(), shift.len()), (self.c_out, self.c_out), "scale and shift");
+        }
     }
 
     fn check(&self, x: Option<usize>, weight: Option<usize>, y: Option<usize>) {

@@ -196,7 +196,7 @@ pub(super) fn run(
                     epilogue,
                     outputs,
                 });
-                task.store([z, co], &outputs, &y);
+                task.store([z, co], outputs, &y);
             }
         }
     });
