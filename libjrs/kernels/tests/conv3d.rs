@@ -162,7 +162,50 @@ fn random_shapes() {
 }
 
 #[test]
+fn every_edge_from_1_to_40() {
+    for n in 1..=40 {
+        for (stride, padding) in [(1, 0), (1, 1), (2, 1)] {
+            for input in [[3, n, 41 - n], [4, 41 - n, n]] {
+                if padding == 1 || n.min(41 - n) >= 3 {
+                    let conv = Conv3d { batch: 1, c_in: 2, c_out: 4, input, kernel: 3, stride, padding };
+                    check(conv, 9000 + n as u64 * 100);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn planes_that_pass_by_are_those_of_the_whole() {
+    let whole = Conv3d { batch: 1, c_in: 6, c_out: 8, input: [11, 13, 18], kernel: 3, stride: 1, padding: 0 };
+    let (weight, bias) = (random(whole.weight_len(), 2), random(8, 3));
+    for (stride, padding) in [(1, 0), (2, 1)] {
+        // A plane of zeros in front stands for padding along z.
+        let area = 13 * 18;
+        let mut x = random(6 * 11 * area, 1);
+        if padding == 1 {
+            x.chunks_exact_mut(11 * area).for_each(|channel| channel[..area].fill(0.0));
+        }
+        let planes = |from: usize, to: usize| -> Vec<f32> {
+            x.chunks_exact(11 * area).flat_map(|channel| channel[from * area..to * area].to_vec()).collect()
+        };
+        let whole = Conv3d { input: [11 - padding, 13, 18], stride, padding, ..whole };
+        let mut expected = vec![0.0; whole.output_len()];
+        whole.forward(&planes(padding, 11), &weight, &bias, Epilogue::None, &mut expected);
+        let depth = whole.output()[0];
+        let mut y = vec![0.0; expected.len()];
+        for (first, last) in [(0, 2), (2, 3), (3, depth)] {
+            let (from, to) = (stride * first, stride * (last - 1) + 3);
+            let part = Conv3d { input: [to - from, 13, 18], ..whole };
+            part.forward_planes(&planes(from, to), &weight, &bias, Epilogue::None, &mut y, first, depth);
+        }
+        assert_eq!(y, expected, "stride {stride}");
+    }
+}
+
+#[test]
 fn rows_cut_into_several_parts() {
+    check(Conv3d { batch: 1, c_in: 8, c_out: 7, input: [9, 70, 99], kernel: 3, stride: 1, padding: 1 }, 76);
     check(Conv3d { batch: 1, c_in: 17, c_out: 2, input: [5, 40, 37], kernel: 3, stride: 1, padding: 1 }, 77);
     check(Conv3d { batch: 1, c_in: 18, c_out: 3, input: [7, 41, 60], kernel: 3, stride: 2, padding: 1 }, 78);
 }

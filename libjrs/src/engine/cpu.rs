@@ -1,51 +1,33 @@
 //! The generator on the CPU: the layer table run with the kernels of `jrs_kernels`, BatchNorm folded.
 
-use jrs_kernels::upsample_concat::UpsampleConcat;
-use jrs_kernels::{Conv3d, Epilogue};
+use jrs_kernels::pool::Pool;
 
 use super::Engine;
+use super::stream::Stream;
 use crate::model::{GeneratorWeights, LayerWeights};
-use crate::network::{BN_EPSILON, CROP_A, CROP_B, GENERATOR, INPUT_MULTIPLE, LEAKY_SLOPE, MIN_INPUT};
+use crate::network::{BN_EPSILON, INPUT_MULTIPLE, MARGIN, MIN_INPUT};
 use crate::{Error, Result};
 
 /// Runs on the current rayon pool; the same bits for any number of threads.
 pub struct CpuEngine {
     layers: Vec<FoldedLayer>,
+    /// Buffers of earlier slabs and tiles.
+    pool: Pool,
 }
 
 /// A layer ready to run: BatchNorm follows the activation here, so it cannot move into the kernel of its own
 /// convolution; it becomes one multiplication and one addition behind LeakyReLU, exact at zero padding too.
-struct FoldedLayer {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
+pub(super) struct FoldedLayer {
+    pub weight: Vec<f32>,
+    pub bias: Vec<f32>,
     /// `scale`, `shift` per output channel; `None` in heads.
-    norm: Option<(Vec<f32>, Vec<f32>)>,
+    pub norm: Option<(Vec<f32>, Vec<f32>)>,
 }
 
 impl CpuEngine {
     /// Prepares the weights.
     pub fn new(weights: &GeneratorWeights) -> Self {
-        Self { layers: weights.layers.iter().map(FoldedLayer::new).collect() }
-    }
-
-    fn run(&self, layer: usize, x: &Tensor) -> Tensor {
-        let (table, folded) = (&GENERATOR[layer], &self.layers[layer]);
-        let conv = Conv3d {
-            batch: 1,
-            c_in: table.c_in,
-            c_out: table.c_out,
-            input: x.edges,
-            kernel: table.kernel,
-            stride: table.stride,
-            padding: table.padding,
-        };
-        let epilogue = match &folded.norm {
-            Some((scale, shift)) => Epilogue::LeakyNorm { slope: LEAKY_SLOPE, scale, shift },
-            None => Epilogue::None,
-        };
-        let mut y = Tensor::zeros(table.c_out, x.edges.map(|n| table.output(n)));
-        conv.forward(&x.data, &folded.weight, &folded.bias, epilogue, &mut y.data);
-        y
+        Self { layers: weights.layers.iter().map(FoldedLayer::new).collect(), pool: Pool::new() }
     }
 }
 
@@ -62,56 +44,13 @@ impl Engine for CpuEngine {
         out: &mut [Vec<f32>; 3],
     ) -> Result<()> {
         check_input(fixed, moving, size)?;
-        let [nx, ny, nz] = size;
-        let mut x = Tensor { channels: 2, edges: [nz, ny, nx], data: [fixed, moving].concat() };
-        let (mut skip_a, mut skip_b) = (None, None);
-        for (i, layer) in GENERATOR.iter().enumerate() {
-            // Each tensor is dropped as soon as nothing reads it; of the skips only the part that is read is kept.
-            match layer.name {
-                "x2" => skip_a = Some(x.cropped(CROP_A)),
-                "x5" => skip_b = Some(x.cropped(CROP_B)),
-                "x10" => x = x.upsampled_with(skip_b.take().expect("x5 comes before x10")),
-                "x14" => x = x.upsampled_with(skip_a.take().expect("x2 comes before x14")),
-                _ => {}
-            }
-            x = self.run(i, &x);
-        }
-        let voxels = x.voxels();
-        for (component, values) in out.iter_mut().zip(x.data.chunks_exact(voxels)) {
-            component.clear();
-            component.extend_from_slice(values);
-        }
+        Stream::run(&self.layers, &self.pool, [fixed, moving], size, out);
         Ok(())
     }
 
     fn bytes(&self, size: [usize; 3]) -> usize {
-        // The loop of `displacement` with sizes in place of tensors.
-        let volume = |edges: [usize; 3]| edges.iter().product::<usize>();
-        let (mut edges, mut current) = (size, 2 * volume(size));
-        let (mut skip_a, mut skip_b, mut peak) = (0, 0, 0);
-        for layer in &GENERATOR {
-            let concat = |edges: [usize; 3]| layer.c_in * volume(edges.map(|n| 2 * n));
-            match layer.name {
-                "x2" => skip_a = layer.c_in * volume(edges.map(|n| n - 2 * CROP_A)),
-                "x5" => skip_b = layer.c_in * volume(edges.map(|n| n - 2 * CROP_B)),
-                "x10" | "x14" => {
-                    let joined = concat(edges);
-                    peak = peak.max(current + skip_a + skip_b + joined);
-                    if layer.name == "x10" {
-                        skip_b = 0
-                    } else {
-                        skip_a = 0
-                    }
-                    (edges, current) = (edges.map(|n| 2 * n), joined);
-                }
-                _ => {}
-            }
-            edges = edges.map(|n| layer.output(n));
-            let output = layer.c_out * volume(edges);
-            peak = peak.max(current + skip_a + skip_b + output);
-            current = output;
-        }
-        size_of::<f32>() * peak.max(2 * current)
+        let output: usize = size.iter().map(|n| n - 2 * MARGIN).product();
+        Stream::bytes(size) + 3 * size_of::<f32>() * output
     }
 }
 
@@ -147,51 +86,6 @@ impl FoldedLayer {
             (scale.iter().map(|&s| s as f32).collect(), shift)
         });
         Self { weight: layer.weight.clone(), bias: layer.bias.clone(), norm }
-    }
-}
-
-/// \[channels, z, y, x\].
-struct Tensor {
-    channels: usize,
-    edges: [usize; 3],
-    data: Vec<f32>,
-}
-
-impl Tensor {
-    fn zeros(channels: usize, edges: [usize; 3]) -> Self {
-        Self { channels, edges, data: vec![0.0; channels * edges.iter().product::<usize>()] }
-    }
-
-    fn voxels(&self) -> usize {
-        self.edges.iter().product()
-    }
-
-    /// Twice the size (nearest), then the channels of `skip`.
-    fn upsampled_with(self, skip: Tensor) -> Tensor {
-        let mut y = Tensor::zeros(self.channels + skip.channels, self.edges.map(|n| 2 * n));
-        let (c_up, c_skip) = (self.channels, skip.channels);
-        UpsampleConcat { batch: 1, c_up, c_skip, low: self.edges, crop: 0 }.forward(
-            &self.data,
-            &skip.data,
-            &mut y.data,
-        );
-        y
-    }
-
-    /// Without `crop` voxels on every side.
-    fn cropped(&self, crop: usize) -> Tensor {
-        let [_, ny, nx] = self.edges;
-        let edges = self.edges.map(|n| n - 2 * crop);
-        let mut data = Vec::with_capacity(self.channels * edges.iter().product::<usize>());
-        for channel in self.data.chunks_exact(self.voxels()) {
-            for z in crop..crop + edges[0] {
-                for y in crop..crop + edges[1] {
-                    let start = crop + nx * (y + ny * z);
-                    data.extend_from_slice(&channel[start..start + edges[2]]);
-                }
-            }
-        }
-        Tensor { channels: self.channels, edges, data }
     }
 }
 
@@ -266,9 +160,11 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_estimate_is_the_table_by_hand() {
-        // 96^3: x15 is 56^3, x13 60^3. The most is x1 (92^3 x 16) beside x0 (94^3 x 16).
-        let engine = CpuEngine::new(&GeneratorWeights::random(1));
-        assert_eq!(engine.bytes([96, 96, 96]), 4 * 16 * (94usize.pow(3) + 92usize.pow(3)));
+    fn memory_grows_with_the_plane_and_not_with_the_depth() {
+        let [thin, thick] = [256, 1024].map(|nz| Stream::bytes([296, 296, nz]));
+        assert!(thick < thin + thin / 100, "{thin} and {thick} bytes");
+        // As whole tensors x0 and x1 alone would take 3.3 GB at 296^3.
+        let whole = CpuEngine::new(&GeneratorWeights::random(1)).bytes([296; 3]);
+        assert!(whole < 1_200_000_000, "{whole} bytes");
     }
 }

@@ -2,6 +2,7 @@
 
 mod cpu;
 mod plan;
+mod stream;
 
 use std::ops::Range;
 
