@@ -28,9 +28,12 @@ def surfaces(size):
     def run():
         for organ in range(1, 6):
             masks = [m == organ for m in maps]
-            contours = [sitk.GetArrayViewFromImage(sitk.LabelContour(m)) != 0 for m in masks]
-            distances = [sitk.GetArrayViewFromImage(sitk.Abs(sitk.SignedMaurerDistanceMap(m, squaredDistance=False, useImageSpacing=True))) for m in masks]
-            directed = distances[1][contours[0]], distances[0][contours[1]]
+            # Views of pixels that the images in these lists own.
+            contours = [sitk.LabelContour(m) for m in masks]
+            distances = [sitk.Abs(sitk.SignedMaurerDistanceMap(m, squaredDistance=False, useImageSpacing=True)) for m in masks]
+            on = [sitk.GetArrayViewFromImage(c) != 0 for c in contours]
+            to = [sitk.GetArrayViewFromImage(d) for d in distances]
+            directed = to[1][on[0]], to[0][on[1]]
             np.concatenate(directed).mean(), max(np.percentile(d, 95) for d in directed)
 
     return run

@@ -29,7 +29,7 @@ use crate::network::{CROP_A, CROP_B, GENERATOR, LEAKY_SLOPE, Layer, MARGIN};
 /// cost more transforms per plane, more cost memory.
 const PLANES: usize = 8;
 /// Bytes of x0's output that are in work together: small inputs go through in one piece.
-const SLAB: usize = 32 << 20;
+const SLAB: usize = 64 << 20;
 
 /// Layers before which the upsampled stream meets a skip, with the skip's crop and where it comes from.
 const JOINS: [(&str, &str, usize); 2] = [("x10", "x4", CROP_B), ("x14", "x1", CROP_A)];
