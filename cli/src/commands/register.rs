@@ -159,10 +159,21 @@ fn write_results(
     points: Option<&[NamedPoint]>,
 ) -> anyhow::Result<()> {
     let out = |name: &str| args.out.join(name);
-    write_image(out("warped.nii.gz"), &result.warped, Sample::Int16)?;
-    write_nifti(out("dvf.nii.gz"), &result.field, NiftiFlavour::Itk)?;
-    write_nifti(out("dvf-ants.nii.gz"), &result.field, NiftiFlavour::Ants)?;
-    write_mha(out("dvf.mha"), &result.field)?;
+    // Gzip runs on one thread per file.
+    let field = |name: &str, flavour| write_nifti(out(name), &result.field, flavour);
+    let (nifti, rest) = rayon::join(
+        || {
+            rayon::join(
+                || field("dvf.nii.gz", NiftiFlavour::Itk),
+                || field("dvf-ants.nii.gz", NiftiFlavour::Ants),
+            )
+        },
+        || {
+            write_mha(out("dvf.mha"), &result.field)?;
+            write_image(out("warped.nii.gz"), &result.warped, Sample::Int16)
+        },
+    );
+    nifti.0.and(nifti.1).and(rest)?;
     write_affine(out("affine.json"), &result.affine)?;
     if let Some(propagated) = propagated {
         write_labels(out("labels.nii.gz"), propagated)?;
