@@ -3,9 +3,10 @@
 use jrs_kernels::pool::Pool;
 
 use super::Engine;
+use super::folded::FoldedLayer;
 use super::stream::Stream;
-use crate::model::{GeneratorWeights, LayerWeights};
-use crate::network::{BN_EPSILON, INPUT_MULTIPLE, MARGIN, MIN_INPUT};
+use crate::model::GeneratorWeights;
+use crate::network::{INPUT_MULTIPLE, MARGIN, MIN_INPUT};
 use crate::{Error, Result};
 
 /// Runs on the current rayon pool; the same bits for any number of threads.
@@ -13,15 +14,6 @@ pub struct CpuEngine {
     layers: Vec<FoldedLayer>,
     /// Buffers of earlier slabs and tiles.
     pool: Pool,
-}
-
-/// A layer ready to run: BatchNorm follows the activation here, so it cannot move into the kernel of its own
-/// convolution; it becomes one multiplication and one addition behind LeakyReLU, exact at zero padding too.
-pub(super) struct FoldedLayer {
-    pub weight: Vec<f32>,
-    pub bias: Vec<f32>,
-    /// `scale`, `shift` per output channel; `None` in heads.
-    pub norm: Option<(Vec<f32>, Vec<f32>)>,
 }
 
 impl CpuEngine {
@@ -69,24 +61,6 @@ fn check_input(fixed: &[f32], moving: &[f32], size: [usize; 3]) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-impl FoldedLayer {
-    fn new(layer: &LayerWeights) -> Self {
-        let norm = layer.norm.as_ref().map(|bn| {
-            // In f64, so that folding adds no error of its own.
-            let scale: Vec<f64> = bn
-                .gamma
-                .iter()
-                .zip(&bn.var)
-                .map(|(&g, &v)| g as f64 / (v as f64 + BN_EPSILON as f64).sqrt())
-                .collect();
-            let moved = bn.beta.iter().zip(&bn.mean).zip(&scale);
-            let shift = moved.map(|((&b, &m), s)| (b as f64 - m as f64 * s) as f32).collect();
-            (scale.iter().map(|&s| s as f32).collect(), shift)
-        });
-        Self { weight: layer.weight.clone(), bias: layer.bias.clone(), norm }
-    }
 }
 
 #[cfg(test)]

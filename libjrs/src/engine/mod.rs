@@ -1,6 +1,7 @@
 //! Running the generator: an [`Engine`] computes one padded input, [`infer`] takes whole volumes apart for it.
 
 mod cpu;
+mod folded;
 mod plan;
 mod stream;
 

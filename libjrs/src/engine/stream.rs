@@ -22,7 +22,7 @@ use jrs_kernels::pool::{Buffer, Pool};
 use jrs_kernels::{Conv3d, Epilogue};
 use rayon::prelude::*;
 
-use super::cpu::FoldedLayer;
+use super::folded::FoldedLayer;
 use crate::network::{CROP_A, CROP_B, GENERATOR, LEAKY_SLOPE, Layer, MARGIN};
 
 /// Outputs that a layer at full resolution computes at a time, at least (a half and a quarter of it deeper down): fewer

@@ -4,7 +4,6 @@ use rayon::prelude::*;
 
 use super::Epilogue;
 use super::window::{CHANNEL_BLOCK, Part, Reading, Window, pack_weights};
-use super::winograd;
 use crate::pool::SCRATCH;
 use crate::shared::SharedMut;
 use crate::simd::{Isa, Kernel, Simd};
@@ -49,9 +48,6 @@ impl Correlation {
         epilogue: Epilogue<'_>,
         y: &mut [f32],
     ) {
-        if winograd::applies(self) {
-            return winograd::run(self, x, weight, bias, epilogue, y);
-        }
         let lanes = self.isa.channels();
         let blocks = self.c_out.div_ceil(lanes);
         let weights = pack_weights(self.c_in, self.c_out, self.kernel, lanes, weight);

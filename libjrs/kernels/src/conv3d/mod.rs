@@ -131,7 +131,7 @@ impl Conv3d {
         self.check(Some(x.len()), Some(weight.len()), Some(y.len()));
         self.check_epilogue(bias, epilogue);
         let output = self.output();
-        Correlation {
+        let conv = Correlation {
             isa,
             batch: self.batch,
             c_in: self.c_in,
@@ -142,8 +142,9 @@ impl Conv3d {
             kernel: [self.kernel; 3],
             output,
             placement: Placement { size: output, first: [0; 3], step: 1 },
-        }
-        .run(
+        };
+        run(
+            &conv,
             x,
             |co, ci, [kz, ky, kx]| weight[self.weight_index(co, ci, kz, ky, kx)],
             bias,
@@ -173,7 +174,7 @@ impl Conv3d {
         assert!(first + depth <= planes, "planes {first} to {} of {planes}", first + depth);
         assert_eq!(y.len(), self.batch * self.c_out * planes * height * width, "output");
         let padding = -(self.padding as isize);
-        Correlation {
+        let conv = Correlation {
             isa: Isa::best(),
             batch: self.batch,
             c_in: self.c_in,
@@ -184,8 +185,9 @@ impl Conv3d {
             kernel: [self.kernel; 3],
             output: [depth, height, width],
             placement: Placement { size: [planes, height, width], first: [first, 0, 0], step: 1 },
-        }
-        .run(
+        };
+        run(
+            &conv,
             x,
             |co, ci, [kz, ky, kx]| weight[self.weight_index(co, ci, kz, ky, kx)],
             bias,
@@ -221,7 +223,7 @@ impl Conv3d {
             if output.contains(&0) {
                 continue;
             }
-            Correlation {
+            let conv = Correlation {
                 isa,
                 batch: self.batch,
                 c_in: self.c_out,
@@ -232,8 +234,9 @@ impl Conv3d {
                 kernel: [z.0, y.0, x.0],
                 output,
                 placement: Placement { size: self.input, first: r, step: s },
-            }
-            .run(
+            };
+            run(
+                &conv,
                 dy,
                 |ci, co, [tz, ty, tx]| {
                     weight[self.weight_index(co, ci, z.1 - s * tz, y.1 - s * ty, x.1 - s * tx)]
@@ -296,6 +299,22 @@ impl Conv3d {
         if let Some(len) = y {
             assert_eq!(len, self.output_len(), "output of {self:?}");
         }
+    }
+}
+
+/// By Winograd's filtering where it applies, otherwise directly.
+fn run(
+    conv: &Correlation,
+    x: &[f32],
+    weight: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync,
+    bias: &[f32],
+    epilogue: Epilogue<'_>,
+    y: &mut [f32],
+) {
+    if winograd::applies(conv) {
+        winograd::run(conv, x, weight, bias, epilogue, y);
+    } else {
+        conv.run(x, weight, bias, epilogue, y);
     }
 }
 
