@@ -9,7 +9,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use crate::align::{AlignOptions, align};
-use crate::engine::{CpuEngine, Engine, infer};
+use crate::engine::{Engine, Precision, infer, on_cpu};
 use crate::field::{
     InverseConsistency, compose_with_affine, inverse_consistency, resample_field, sample_clamped, warp_image,
 };
@@ -36,6 +36,8 @@ pub struct RegisterOptions {
     pub threads: Option<usize>,
     /// Edge of the voxels on which refinement works, mm; a network's are its model's.
     pub spacing_mm: f64,
+    /// Arithmetic of the network.
+    pub precision: Precision,
 }
 
 impl Default for RegisterOptions {
@@ -47,6 +49,7 @@ impl Default for RegisterOptions {
             both_directions: false,
             threads: None,
             spacing_mm: 1.0,
+            precision: Precision::F32,
         }
     }
 }
@@ -88,7 +91,7 @@ pub struct Registration {
 ///
 /// # Errors
 /// [`Error::Input`] if the scans are empty, hold no finite values, do not overlap, or there is neither a model nor a
-/// refinement step; [`Error::Cancelled`].
+/// refinement step, or this processor lacks the precision; [`Error::Cancelled`].
 pub fn register(
     model: Option<&Model>,
     fixed: &Volume<f32>,
@@ -96,12 +99,12 @@ pub fn register(
     options: &RegisterOptions,
     progress: Progress,
 ) -> Result<Registration> {
-    let engine = model.map(|m| CpuEngine::new(&m.generator));
+    let engine = model.map(|m| on_cpu(&m.generator, options.precision)).transpose()?;
     let preprocessing = match model {
         Some(model) => model.manifest.preprocessing.clone(),
         None => Preprocessing { spacing_mm: options.spacing_mm, ..Default::default() },
     };
-    register_with(engine.as_ref().map(|e| e as &dyn Engine), &preprocessing, fixed, moving, options, progress)
+    register_with(engine.as_deref(), &preprocessing, fixed, moving, options, progress)
 }
 
 /// [`register`] on any engine.

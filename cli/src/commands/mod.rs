@@ -38,6 +38,24 @@ impl Align {
     }
 }
 
+/// Arithmetic of the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Precision {
+    /// 32-bit floating point.
+    F32,
+    /// 16-bit "brain" floating point with sums in 32 bits, where the processor has AMX.
+    Bf16,
+}
+
+impl From<Precision> for libjrs::engine::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 /// A progress bar (or plain log lines where there is no terminal) for `total` parts of `name`.
 fn phase(name: &str, total: u64) -> Phase {
     Progress::detect().phase(name, total)

@@ -1,6 +1,6 @@
 //! `jrs register`: one pair of scans, from files to files.
 
-use super::Align;
+use super::{Align, Precision};
 use anyhow::Context;
 use jrs_report::html::{Tile, Verdict};
 use jrs_report::registration_page::{OrganChange, RegistrationReport};
@@ -59,6 +59,9 @@ pub struct Args {
     /// Memory limit for the network, MB; larger volumes are tiled, without seams.
     #[arg(long, default_value_t = 4096, value_name = "MB")]
     memory: usize,
+    /// Arithmetic of the network: bf16 is faster and needs a processor with AMX.
+    #[arg(long, default_value = "f32")]
+    precision: Precision,
     /// Voxels on which --refine works, mm.
     #[arg(long, default_value_t = 1.0)]
     spacing: f64,
@@ -92,6 +95,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         refine: RefineOptions { steps: args.refine.unwrap_or(0), ..Default::default() },
         both_directions: true,
         spacing_mm: args.spacing,
+        precision: args.precision.into(),
         ..Default::default()
     };
     let bar = super::phase("register", 100);

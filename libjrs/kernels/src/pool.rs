@@ -6,8 +6,8 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
-/// Most buffers that a pool keeps; the smallest are let go first.
-const KEPT: usize = 64;
+/// Most buffers that a pool keeps (a run in planes has hundreds at work); the smallest are let go first.
+const KEPT: usize = 512;
 
 /// A set of idle buffers, shared by threads.
 ///
@@ -35,19 +35,15 @@ impl Pool {
     /// A buffer of `len` values, **whose contents are whatever an earlier user left** (or zeros).
     pub fn take(&self, len: usize) -> Buffer<'_> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        // `idle` is sorted by capacity: the first that fits is the best fit.
-        let fit = idle.partition_point(|data| data.capacity() < len);
-        let mut data = if fit < idle.len() && idle[fit].capacity() <= 4 * len.max(1024) {
+        // `idle` is sorted by length: the first that fits is the best fit.
+        let fit = idle.partition_point(|data| data.len() < len);
+        let data = if fit < idle.len() && idle[fit].len() <= 4 * len.max(1024) {
             idle.remove(fit)
         } else {
-            Vec::new()
+            drop(idle);
+            vec![0.0; len] // straight from the allocator's zero pages
         };
-        drop(idle);
-        if data.capacity() < len {
-            data = vec![0.0; len]; // straight from the allocator's zero pages
-        }
-        data.resize(len, 0.0);
-        Buffer { data, pool: self }
+        Buffer { data, len, pool: self }
     }
 
     /// Frees all idle buffers.
@@ -57,7 +53,7 @@ impl Pool {
 
     fn give(&self, data: Vec<f32>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = idle.partition_point(|other| other.capacity() < data.capacity());
+        let at = idle.partition_point(|other| other.len() < data.len());
         idle.insert(at, data);
         if idle.len() > KEPT {
             idle.remove(0);
@@ -68,20 +64,22 @@ impl Pool {
 /// A buffer of a [`Pool`]; it returns there when dropped. Use as a slice.
 #[derive(Debug)]
 pub struct Buffer<'a> {
+    /// At its full length, so that reuse never fills anything in.
     data: Vec<f32>,
+    len: usize,
     pool: &'a Pool,
 }
 
 impl Deref for Buffer<'_> {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.data
+        &self.data[..self.len]
     }
 }
 
 impl DerefMut for Buffer<'_> {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data
+        &mut self.data[..self.len]
     }
 }
 

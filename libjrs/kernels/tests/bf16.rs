@@ -1,7 +1,8 @@
 //! The bf16 convolution against its definition in f64, on the emulated unit and on the processor's where it has one.
 
 use jrs_kernels::bf16::{
-    Activation, Filter, Head, Job, Output, Part, Plane, Taps, Unit, View, convolve, stack_images,
+    Activation, Filter, Head, Job, Output, Part, Plane, Taps, Unit, View, coarse_taps, convolve, paired_tap,
+    stack_images,
 };
 use jrs_kernels::pool::Pool;
 
@@ -58,9 +59,15 @@ impl Volume {
     }
 }
 
-fn activation(c_out: usize) -> Activation {
+/// For a group of outputs each has its own copy.
+fn activation(c_out: usize, group: usize) -> Activation {
     let (bias, scale, shift) = (random(c_out, 3), vec![0.5; c_out], random(c_out, 4));
-    Activation { bias, slope: 0.25, scale, shift }
+    Activation {
+        bias: bias.repeat(group),
+        slope: 0.25,
+        scale: scale.repeat(group),
+        shift: shift.repeat(group),
+    }
 }
 
 fn activate(a: &Activation, co: usize, sum: f64) -> f32 {
@@ -91,9 +98,20 @@ fn check(c_in: usize, c_out: usize, edges: [usize; 2], stride: usize) {
     let input = Volume::random(c_in, [3, edges[0], edges[1]], 1);
     let weight = random(c_out * c_in * 27, 2);
     let at = |co: usize, ci: usize, [z, y, x]: [usize; 3]| weight[(co * c_in + ci) * 27 + z * 9 + y * 3 + x];
-    let filter =
-        Filter::new(c_out, &[Taps { channels: c_in, kernel: [3; 3] }], |_, co, ci, tap| at(co, ci, tap));
-    let a = activation(c_out);
+    // 16 channels are read in pairs, and at stride 1 written in pairs.
+    let group_in = if c_in == 16 { 2 } else { 1 };
+    let group_out = if stride == 1 { group_in } else { 1 };
+    let filter = if group_in == 2 {
+        let taps = Taps { channels: 32, kernel: [3, 3, 2] };
+        Filter::new(group_out * c_out, &[taps], |_, co, ci, [z, y, pair]| {
+            // At stride 2 the output in the middle of its three taps is the second of a pair.
+            let output = if stride == 1 { co / c_out } else { 1 };
+            paired_tap(output, pair, ci / 16).map_or(0.0, |x| at(co % c_out, ci % 16, [z, y, x]))
+        })
+    } else {
+        Filter::new(c_out, &[Taps { channels: c_in, kernel: [3; 3] }], |_, co, ci, tap| at(co, ci, tap))
+    };
+    let a = activation(c_out, group_out);
     let padding = stride - 1;
     let out_edges = edges.map(|n| (n + 2 * padding - 3) / stride + 1);
     let sum = |co: usize, y: usize, x: usize| -> f64 {
@@ -112,9 +130,15 @@ fn check(c_in: usize, c_out: usize, edges: [usize; 2], stride: usize) {
     let planes = input.planes(&pool);
     for unit in units() {
         let mut out = Plane::new(&pool, c_out, out_edges);
-        let view = View { planes: planes.iter().collect(), origin: [1 - padding; 2], step: stride };
+        let view = View {
+            planes: planes.iter().collect(),
+            group: group_in,
+            origin: [-(padding as isize); 2],
+            step: [stride, if group_in == 2 { 1 } else { stride }],
+        };
         let parts = vec![Part { filter: &filter, inputs: vec![view] }];
-        convolve(unit, &a, &mut [Job { parts, output: Output::Plane(&mut out) }]);
+        let output = Output::Plane(&mut out);
+        convolve(unit, &a, &mut [Job { parts, lattices: [1, 1], group: group_out, output }]);
         let what = format!("{c_in} to {c_out} channels, {edges:?}, stride {stride}, {unit:?}");
         compare(&out, |c, y, x| activate(&a, c, sum(c, y, x)), &what);
     }
@@ -133,7 +157,10 @@ fn the_networks_layers() {
 #[test]
 fn every_edge_from_3_to_40() {
     for n in 3..=40 {
-        check(16, 16, [n, 43 - n], 1);
+        check(32, 16, [n, 43 - n], 1);
+        // Pairs come in even rows.
+        check(16, 16, [n, (44 - n).next_multiple_of(2)], 1);
+        check(16, 32, [4, n.next_multiple_of(2)], 2);
         // Padding stands before the first voxel only: behind an even edge stride 2 needs none.
         check(32, 32, [4, n.next_multiple_of(2)], 2);
     }
@@ -143,7 +170,7 @@ fn every_edge_from_3_to_40() {
 #[test]
 fn upsampled_inputs_are_read_in_place() {
     for (low_channels, skip_channels, c_out, crop, low_edges) in
-        [(64, 32, 32, 4, [5, 6]), (32, 16, 16, 3, [3, 19]), (32, 32, 64, 0, [4, 3])]
+        [(64, 32, 32, 4, [5, 6]), (32, 16, 16, 4, [3, 19]), (32, 32, 64, 0, [4, 3])]
     {
         let low = Volume::random(low_channels, [2, low_edges[0], low_edges[1]], 1);
         let edges = low_edges.map(|n| 2 * n);
@@ -168,31 +195,59 @@ fn upsampled_inputs_are_read_in_place() {
             }
             sum
         };
-        let a = activation(c_out);
+        // A skip of 16 channels is read in pairs, and the outputs with it.
+        let group = if skip_channels == 16 { 2 } else { 1 };
+        let a = activation(c_out, group);
         let pool = Pool::new();
         let (low_planes, skip_planes) = (low.planes(&pool), skip.planes(&pool));
         for parity in 0..2 {
-            let filters: Vec<Filter> = (0..4)
+            let lattices = [2, 2 / group];
+            let inputs = [
+                Taps { channels: low_channels, kernel: [2; 3] },
+                Taps { channels: group * skip_channels, kernel: [3, 3, 4 - group] },
+            ];
+            let filters: Vec<Filter> = (0..lattices[0] * lattices[1])
                 .map(|i| {
-                    Filter::after_upsampling(c_out, low_channels, skip_channels, [parity, i / 2, i % 2], at)
+                    Filter::new(group * c_out, &inputs, |input, co, ci, [z, y, x]| {
+                        let (second, co) = (co / c_out, co % c_out);
+                        if input == 1 {
+                            let tap =
+                                if group == 2 { paired_tap(second, x, ci / skip_channels) } else { Some(x) };
+                            return tap.map_or(0.0, |x| at(co, low_channels + ci % skip_channels, [z, y, x]));
+                        }
+                        let odd_column = if group == 2 { second } else { i % 2 };
+                        let mut sum = 0.0;
+                        for kz in coarse_taps(parity, z) {
+                            for ky in coarse_taps(i / lattices[1], y) {
+                                sum += coarse_taps(odd_column, x)
+                                    .map(|kx| at(co, ci, [kz, ky, kx]))
+                                    .sum::<f32>();
+                            }
+                        }
+                        sum
+                    })
                 })
                 .collect();
             let parts: Vec<Part<'_>> = filters
                 .iter()
                 .enumerate()
                 .map(|(i, filter)| {
-                    let coarse = View { planes: low_planes.iter().collect(), origin: [1, 1], step: 1 };
+                    let (odd_row, odd_column) = (i / lattices[1], i % lattices[1]);
+                    let coarse =
+                        View { planes: low_planes.iter().collect(), group: 1, origin: [0, 0], step: [1, 1] };
                     let fine = View {
                         planes: skip_planes[parity..][..3].iter().collect(),
-                        origin: [1 + crop + i / 2, 1 + crop + i % 2],
-                        step: 2,
+                        group,
+                        origin: [(crop + odd_row) as isize, (crop / group + odd_column) as isize],
+                        step: [2, 2 / group],
                     };
                     Part { filter, inputs: vec![coarse, fine] }
                 })
                 .collect();
             for unit in units() {
                 let mut out = Plane::new(&pool, c_out, edges.map(|n| n - 2));
-                convolve(unit, &a, &mut [Job { parts: parts.clone(), output: Output::Plane(&mut out) }]);
+                let output = Output::Plane(&mut out);
+                convolve(unit, &a, &mut [Job { parts: parts.clone(), lattices, group, output }]);
                 let what = format!("{low_channels} + {skip_channels} to {c_out} on {unit:?}");
                 compare(&out, |c, y, x| activate(&a, c, sum(parity, c, y, x)), &what);
             }
@@ -202,11 +257,14 @@ fn upsampled_inputs_are_read_in_place() {
 
 #[test]
 fn the_head_sees_unrounded_values() {
-    let input = Volume::random(16, [3, 6, 21], 1);
+    let input = Volume::random(16, [3, 6, 22], 1);
     let weight = random(16 * 16 * 27, 2);
     let at = |co: usize, ci: usize, [z, y, x]: [usize; 3]| weight[(co * 16 + ci) * 27 + z * 9 + y * 3 + x];
-    let filter = Filter::new(16, &[Taps { channels: 16, kernel: [3; 3] }], |_, co, ci, tap| at(co, ci, tap));
-    let a = activation(16);
+    let taps = Taps { channels: 32, kernel: [3, 3, 2] };
+    let filter = Filter::new(32, &[taps], |_, co, ci, [z, y, pair]| {
+        paired_tap(co / 16, pair, ci / 16).map_or(0.0, |x| at(co % 16, ci % 16, [z, y, x]))
+    });
+    let a = activation(16, 2);
     let values = random(48, 9);
     let head = Head {
         weight: std::array::from_fn(|c| std::array::from_fn(|k| values[16 * c + k])),
@@ -215,13 +273,13 @@ fn the_head_sees_unrounded_values() {
     let pool = Pool::new();
     let planes = input.planes(&pool);
     for unit in units() {
-        let mut u = [(); 3].map(|_| vec![f32::NAN; 4 * 19]);
+        let mut u = [(); 3].map(|_| vec![f32::NAN; 4 * 20]);
         let [x, y, z] = &mut u;
-        let view = View { planes: planes.iter().collect(), origin: [1; 2], step: 1 };
+        let view = View { planes: planes.iter().collect(), group: 2, origin: [0; 2], step: [1; 2] };
         let parts = vec![Part { filter: &filter, inputs: vec![view] }];
-        let output = Output::Displacement { head: &head, edges: [4, 19], u: [x, y, z] };
-        convolve(unit, &a, &mut [Job { parts, output }]);
-        for (i, y, x) in (0..4 * 19).map(|i| (i, i / 19, i % 19)) {
+        let output = Output::Displacement { head: &head, edges: [4, 20], u: [x, y, z] };
+        convolve(unit, &a, &mut [Job { parts, lattices: [1, 1], group: 2, output }]);
+        for (i, y, x) in (0..4 * 20).map(|i| (i, i / 20, i % 20)) {
             let active: Vec<f64> = (0..16)
                 .map(|co| {
                     let taps = (0..16 * 27).map(|j| (j / 27, [j / 9 % 3, j / 3 % 3, j % 3]));
@@ -269,16 +327,17 @@ fn same_bits_for_any_number_of_threads() {
     let filter = Filter::new(32, &[Taps { channels: 32, kernel: [3; 3] }], |_, co, ci, [z, y, x]| {
         weight[(co * 32 + ci) * 27 + z * 9 + y * 3 + x] * 0.37
     });
-    let a = activation(32);
+    let a = activation(32, 1);
     for unit in units() {
         let run = |threads: usize| {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
                 let pool = Pool::new();
                 let planes = input.planes(&pool);
                 let mut out = Plane::new(&pool, 32, [38, 33]);
-                let view = View { planes: planes.iter().collect(), origin: [1; 2], step: 1 };
+                let view = View { planes: planes.iter().collect(), group: 1, origin: [0; 2], step: [1; 2] };
                 let parts = vec![Part { filter: &filter, inputs: vec![view] }];
-                convolve(unit, &a, &mut [Job { parts, output: Output::Plane(&mut out) }]);
+                let output = Output::Plane(&mut out);
+                convolve(unit, &a, &mut [Job { parts, lattices: [1, 1], group: 1, output }]);
                 out.to_f32()
             })
         };

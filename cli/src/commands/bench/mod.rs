@@ -3,12 +3,15 @@
 //! `scripts/bench` runs these beside PyTorch, SimpleITK and elastix; `BENCHMARKS.md` has the results.
 
 mod network;
+mod precision;
 mod sampling;
 mod surfaces;
 mod training;
 
+use super::Precision;
 use jrs_telemetry::memory::peak_rss_mb;
 use jrs_worker::config::System;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -29,13 +32,6 @@ pub struct Args {
     json: bool,
 }
 
-/// Arithmetic of the network.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Precision {
-    /// 32-bit floating point.
-    F32,
-}
-
 /// What to time.
 #[derive(clap::Subcommand)]
 enum Work {
@@ -53,6 +49,18 @@ enum Work {
         /// Megabytes for one tile's working memory.
         #[arg(long, default_value_t = 2048, value_name = "MB")]
         memory: usize,
+    },
+    /// Not a time: how far the displacements in bf16 are from those in f32, in mm, for one pair and a trained model.
+    Precision {
+        /// Trained model.
+        #[arg(long, value_name = "FILE")]
+        model: PathBuf,
+        /// Fixed scan (NIfTI).
+        #[arg(long, value_name = "FILE")]
+        fixed: PathBuf,
+        /// Moving scan (NIfTI).
+        #[arg(long, value_name = "FILE")]
+        moving: PathBuf,
     },
     /// One generator iteration of training: both directions, losses, RMSProp, and the critic updates before it.
     Step {
@@ -117,13 +125,21 @@ struct Bench<'a> {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let Precision::F32 = args.precision;
+    if args.precision != Precision::F32 && !matches!(args.work, Work::Generator { .. } | Work::Volume { .. })
+    {
+        let fix = "leave --precision out; it is for `generator` and `volume`";
+        return Err(libjrs::Error::input("this work has no other precision than f32", fix).into());
+    }
     if args.repeats == 0 {
         return Err(libjrs::Error::input("--repeats is 0", "measure at least once").into());
     }
+    if let Work::Precision { model, fixed, moving } = &args.work {
+        return precision::compare(model, fixed, moving, args.json);
+    }
     let mut bench = match &args.work {
-        Work::Generator { size } => network::generator(*size)?,
-        Work::Volume { size, memory } => network::volume(*size, *memory)?,
+        Work::Precision { .. } => unreachable!("returned above"),
+        Work::Generator { size } => network::generator(*size, args.precision)?,
+        Work::Volume { size, memory } => network::volume(*size, *memory, args.precision)?,
         Work::Step { system, size, critic_steps } => {
             let system: System = serde_json::from_value(system.as_str().into()).map_err(|_| {
                 libjrs::Error::input(

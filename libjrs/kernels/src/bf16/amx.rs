@@ -3,7 +3,7 @@
 use std::arch::asm;
 use std::sync::OnceLock;
 
-use super::convolve::Lanes;
+use super::convolve::{Head, Lanes};
 use super::tile::{ROWS, Segment, Sums};
 
 /// Whether this process may use the tiles. Linux wants to be asked, because a thread's state grows by 8 KB.
@@ -87,30 +87,84 @@ pub(super) unsafe fn store_voxels(
     }
 }
 
-/// The loop of a strip: `$body` is one K step, given `{offset}`, `{w}` and the segment's bases.
-macro_rules! strip {
-    ($segments:ident, $weights:ident, $sums:ident, [$($zero:literal),*], [$($body:literal),*], [$($store:literal),*]) => {{
-        let segments = $segments.as_ptr_range();
+/// The head of [`super::convolve`] on a tile's voxels.
+///
+/// # Safety
+/// The processor must have AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn components(sums: &[f32; ROWS * 16], act: &Lanes<'_>, head: &Head) -> [[f32; ROWS]; 3] {
+    use std::arch::x86_64::*;
+    let mut to = [[0.0; ROWS]; 3];
+    // SAFETY: loads of 16 values from arrays of 16.
+    unsafe {
+        let (bias, slope) = (_mm512_loadu_ps(act.bias.as_ptr()), _mm512_set1_ps(act.slope));
+        let (scale, shift) = (_mm512_loadu_ps(act.scale.as_ptr()), _mm512_loadu_ps(act.shift.as_ptr()));
+        let weights = head.weight.each_ref().map(|w| _mm512_loadu_ps(w.as_ptr()));
+        for (i, voxel) in sums.as_chunks::<16>().0.iter().enumerate() {
+            let value = _mm512_add_ps(_mm512_loadu_ps(voxel.as_ptr()), bias);
+            let active = _mm512_max_ps(value, _mm512_mul_ps(slope, value));
+            let value = _mm512_fmadd_ps(scale, active, shift);
+            for c in 0..3 {
+                to[c][i] = head.bias[c] + _mm512_reduce_add_ps(_mm512_mul_ps(weights[c], value));
+            }
+        }
+    }
+    to
+}
+
+/// The inner loop.
+///
+/// # Safety
+/// As [`super::tile::product`].
+pub(super) unsafe fn product(segments: &[Segment], weights: &[u16], sums: &mut Sums) {
+    assert!(!segments.is_empty());
+    let segments = segments.as_ptr_range();
+    // SAFETY: reads 16 rows of 64 bytes at every offset from four bases, and a tile of weights per step, valid by the caller's
+    // promise; writes four tiles of 1 KB, which is the size of `sums`.
+    unsafe {
         asm!(
-            $($zero,)*
-            "2:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:", // segment
             "mov {next}, [{segment}]",
             "mov {last}, [{segment} + 8]",
             "mov {stride}, [{segment} + 16]",
-            "3:",
+            "3:", // K step
             "mov {offset}, [{next}]",
-            $($body,)*
+            "tileloadd tmm4, [{weights} + {line}*1]",
+            "mov {base}, [{segment} + 24]",
+            "add {base}, {offset}",
+            "tileloadd tmm6, [{base} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm6, tmm4",
+            "mov {base}, [{segment} + 32]",
+            "add {base}, {offset}",
+            "tileloadd tmm7, [{base} + {stride}*1]",
+            "tdpbf16ps tmm1, tmm7, tmm4",
+            "mov {base}, [{segment} + 40]",
+            "add {base}, {offset}",
+            "tileloadd tmm6, [{base} + {stride}*1]",
+            "tdpbf16ps tmm2, tmm6, tmm4",
+            "mov {base}, [{segment} + 48]",
+            "add {base}, {offset}",
+            "tileloadd tmm7, [{base} + {stride}*1]",
+            "tdpbf16ps tmm3, tmm7, tmm4",
+            "add {weights}, 1024",
             "add {next}, 8",
             "cmp {next}, {last}",
             "jne 3b",
             "add {segment}, {size}",
             "cmp {segment}, {end}",
             "jne 2b",
-            $($store,)*
+            "tilestored [{sums} + {line}*1], tmm0",
+            "tilestored [{sums} + {line}*1 + 1024], tmm1",
+            "tilestored [{sums} + {line}*1 + 2048], tmm2",
+            "tilestored [{sums} + {line}*1 + 3072], tmm3",
             segment = inout(reg) segments.start => _,
             end = in(reg) segments.end,
-            w = inout(reg) $weights.as_ptr() => _,
-            sums = in(reg) $sums.0.as_mut_ptr(),
+            weights = inout(reg) weights.as_ptr() => _,
+            sums = in(reg) sums.0.as_mut_ptr(),
             line = in(reg) 64usize,
             next = out(reg) _,
             last = out(reg) _,
@@ -122,100 +176,5 @@ macro_rules! strip {
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
         )
-    }};
-}
-
-/// # Safety
-/// As [`super::tile::Strip::product`].
-pub(super) unsafe fn six_by_one(segments: &[Segment], weights: &[u16], sums: &mut Sums) {
-    assert!(!segments.is_empty());
-    // SAFETY: reads 16 rows of 64 bytes at every offset from six bases, and a tile of weights per step, valid by the caller's
-    // promise; writes six tiles of 1 KB, which is the size of `sums`.
-    unsafe {
-        strip!(
-            segments,
-            weights,
-            sums,
-            [
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "tilezero tmm4",
-                "tilezero tmm5"
-            ],
-            [
-                "tileloadd tmm6, [{w} + {line}*1]",
-                "mov {base}, [{segment} + 24]",
-                "add {base}, {offset}",
-                "tileloadd tmm7, [{base} + {stride}*1]",
-                "tdpbf16ps tmm0, tmm7, tmm6",
-                "mov {base}, [{segment} + 32]",
-                "add {base}, {offset}",
-                "tileloadd tmm7, [{base} + {stride}*1]",
-                "tdpbf16ps tmm1, tmm7, tmm6",
-                "mov {base}, [{segment} + 40]",
-                "add {base}, {offset}",
-                "tileloadd tmm7, [{base} + {stride}*1]",
-                "tdpbf16ps tmm2, tmm7, tmm6",
-                "mov {base}, [{segment} + 48]",
-                "add {base}, {offset}",
-                "tileloadd tmm7, [{base} + {stride}*1]",
-                "tdpbf16ps tmm3, tmm7, tmm6",
-                "mov {base}, [{segment} + 56]",
-                "add {base}, {offset}",
-                "tileloadd tmm7, [{base} + {stride}*1]",
-                "tdpbf16ps tmm4, tmm7, tmm6",
-                "mov {base}, [{segment} + 64]",
-                "add {base}, {offset}",
-                "tileloadd tmm7, [{base} + {stride}*1]",
-                "tdpbf16ps tmm5, tmm7, tmm6",
-                "add {w}, 1024"
-            ],
-            [
-                "tilestored [{sums} + {line}*1], tmm0",
-                "tilestored [{sums} + {line}*1 + 1024], tmm1",
-                "tilestored [{sums} + {line}*1 + 2048], tmm2",
-                "tilestored [{sums} + {line}*1 + 3072], tmm3",
-                "tilestored [{sums} + {line}*1 + 4096], tmm4",
-                "tilestored [{sums} + {line}*1 + 5120], tmm5"
-            ]
-        );
-    }
-}
-
-/// # Safety
-/// As [`super::tile::Strip::product`].
-pub(super) unsafe fn two_by_two(segments: &[Segment], weights: &[u16], sums: &mut Sums) {
-    assert!(!segments.is_empty());
-    // SAFETY: as above, with two bases, two tiles of weights per step and four tiles of sums.
-    unsafe {
-        strip!(
-            segments,
-            weights,
-            sums,
-            ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-            [
-                "mov {base}, [{segment} + 24]",
-                "add {base}, {offset}",
-                "tileloadd tmm4, [{base} + {stride}*1]",
-                "tileloadd tmm6, [{w} + {line}*1]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{w} + {line}*1 + 1024]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "mov {base}, [{segment} + 32]",
-                "add {base}, {offset}",
-                "tileloadd tmm5, [{base} + {stride}*1]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {w}, 2048"
-            ],
-            [
-                "tilestored [{sums} + {line}*1], tmm0",
-                "tilestored [{sums} + {line}*1 + 1024], tmm1",
-                "tilestored [{sums} + {line}*1 + 2048], tmm2",
-                "tilestored [{sums} + {line}*1 + 3072], tmm3"
-            ]
-        );
     }
 }

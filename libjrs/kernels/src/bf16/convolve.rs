@@ -4,22 +4,25 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::filter::Filter;
-use super::plane::Plane;
-use super::tile::{ROWS, Segment, Strip, Sums, TILES, Unit, with_tiles};
+use super::filter::{Filter, Step, Taps};
+use super::plane::{BORDER, Plane};
+use super::tile::{ROWS, Segment, Sums, TILES, Unit, product, with_tiles};
 
-/// Lattice rows of a task: enough to fill strips, few enough to share out a plane.
-const BAND: usize = 8;
+/// Bytes of a plane's part in a task. A task takes its part of all planes at hand, one after another, so that what several of
+/// them read comes from the L2 cache.
+const BAND: usize = 80 << 10;
 
 /// The planes that a filter's taps meet along z, and where.
 #[derive(Clone, Debug)]
 pub struct View<'a> {
     /// One plane per tap, of equal shape.
     pub planes: Vec<&'a Plane<'a>>,
-    /// Row and column that the first tap of output (0, 0) meets; 0 is the border, 1 the first voxel.
-    pub origin: [usize; 2],
-    /// Voxels of the input from one output of the lattice to the next.
-    pub step: usize,
+    /// Voxels along x that are read as one, of as many times the channels: 1 or 2.
+    pub group: usize,
+    /// Row and column (of groups) that the first tap of output (0, 0) meets. -1 is the border.
+    pub origin: [isize; 2],
+    /// Rows and columns (of groups) of the input from one output of the lattice to the next.
+    pub step: [usize; 2],
 }
 
 /// A filter and what it reads.
@@ -73,63 +76,84 @@ pub enum Output<'a, 'p> {
 /// One plane to compute.
 #[derive(Debug)]
 pub struct Job<'a, 'p> {
-    /// One part, or four whose outputs are the lattices of even and odd rows and columns: (even, even), (even, odd), (odd, even),
-    /// (odd, odd).
+    /// One per lattice of outputs, in the order of its first row and column: with `lattices` = \[2, 2\] those of (even, even), (even, odd),
+    /// (odd, even) and (odd, odd) rows and columns.
     pub parts: Vec<Part<'a>>,
+    /// Lattices along y and x.
+    pub lattices: [usize; 2],
+    /// Voxels along x that the filters compute as one, with as many times the channels: 1 or 2.
+    pub group: usize,
     /// The plane.
     pub output: Output<'a, 'p>,
 }
 
-/// Computes planes; the same bits for any number of threads.
+/// Computes planes of equal shape; the same bits for any number of threads.
 ///
 /// # Panics
 /// If shapes do not fit, or the unit is not there.
 pub fn convolve(unit: Unit, activation: &Activation, jobs: &mut [Job<'_, '_>]) {
-    let tasks: Vec<Task<'_>> = jobs.iter_mut().flat_map(|job| job.tasks(unit, activation)).collect();
-    tasks.into_par_iter().for_each(Task::run);
+    // Small planes have few bands: then some planes at a time, so that all threads have work.
+    let mut bands: Vec<Vec<Task<'_>>> = Vec::new();
+    for job in jobs {
+        for (i, task) in job.tasks(unit, activation).into_iter().enumerate() {
+            if i == bands.len() {
+                bands.push(Vec::new());
+            }
+            bands[i].push(task);
+        }
+    }
+    let parts = (2 * rayon::current_num_threads()).div_ceil(bands.len().max(1));
+    bands.into_par_iter().for_each(|mut band| {
+        let planes = band.len().div_ceil(parts).max(1);
+        band.par_chunks_mut(planes)
+            .for_each(|tasks| with_tiles(unit, || tasks.iter_mut().for_each(Task::run)));
+    });
 }
 
 impl<'a> Job<'a, '_> {
     fn tasks<'b>(&'b mut self, unit: Unit, activation: &'b Activation) -> Vec<Task<'b>> {
-        let step = match self.parts.len() {
-            1 => 1,
-            4 => 2,
-            n => panic!("{n} parts"),
-        };
+        let (lattices, group) = (self.lattices, self.group);
+        assert_eq!(self.parts.len(), lattices[0] * lattices[1], "parts");
         let c_out = self.parts[0].filter.c_out();
         assert!([&activation.bias, &activation.scale, &activation.shift].iter().all(|v| v.len() == c_out));
-        let edges = match &self.output {
+        let [height, width] = match &self.output {
             Output::Plane(plane) => {
-                assert_eq!(plane.channels(), c_out, "output channels");
+                assert_eq!(group * plane.channels(), c_out, "output channels");
                 plane.edges()
             }
             Output::Displacement { edges, u, .. } => {
-                assert!(c_out == 16 && u.iter().all(|u| u.len() == edges[0] * edges[1]), "displacement");
+                assert!(c_out == 16 * group && u.iter().all(|u| u.len() == edges[0] * edges[1]), "head");
                 *edges
             }
         };
-        assert!(edges.iter().all(|n| n.is_multiple_of(step)), "{edges:?} outputs in steps of {step}");
-        let lattice = edges.map(|n| n / step);
+        let whole = height.is_multiple_of(lattices[0]) && width.is_multiple_of(lattices[1] * group);
+        assert!(whole, "{height} x {width} outputs in lattices of {lattices:?}, groups of {group}");
+        let lattice = [height / lattices[0], width / lattices[1] / group];
         self.parts.iter().for_each(|part| part.check(c_out, lattice));
-        let bands: Vec<Band<'b>> = match &mut self.output {
+        let row_bytes = 2 * lattices[0] * width * self.parts[0].inputs[0].planes[0].channels();
+        let band = (BAND / row_bytes / TILES).clamp(2, 6) * TILES;
+        let band_rows = band * lattices[0];
+        let targets: Vec<Target<'b>> = match &mut self.output {
             Output::Plane(plane) => {
                 let (pitch, channels) = (plane.pitch(), plane.channels());
-                let rows = plane.rows_mut().chunks_mut(BAND * step * pitch);
-                rows.map(|rows| Band::Voxels { rows, pitch, channels }).collect()
+                let rows = plane.rows_mut().chunks_mut(band_rows * pitch);
+                rows.map(|rows| Target::Voxels { rows, pitch, channels }).collect()
             }
-            Output::Displacement { head, edges, u } => {
-                let width = edges[1];
-                let [x, y, z] = u.each_mut().map(|u| u.chunks_mut(BAND * step * width));
-                x.zip(y).zip(z).map(|((x, y), z)| Band::Displacement { head, width, u: [x, y, z] }).collect()
+            Output::Displacement { head, u, .. } => {
+                let [x, y, z] = u.each_mut().map(|u| u.chunks_mut(band_rows * width));
+                x.zip(y)
+                    .zip(z)
+                    .map(|((x, y), z)| Target::Displacement { head, width, u: [x, y, z] })
+                    .collect()
             }
         };
         let parts = &self.parts[..];
-        bands
+        targets
             .into_iter()
             .enumerate()
-            .map(|(i, band)| {
-                let rows = BAND * i..lattice[0].min(BAND * (i + 1));
-                Task { unit, activation, parts, step, rows, columns: lattice[1], band }
+            .map(|(i, target)| {
+                let rows = band * i..lattice[0].min(band * (i + 1));
+                Task { unit, activation, parts, lattices, group, rows, columns: lattice[1], target }
             })
             .collect()
     }
@@ -143,14 +167,18 @@ impl Part<'_> {
         for ((taps, _), view) in self.filter.inputs().iter().zip(&self.inputs) {
             let first = view.planes[0];
             assert_eq!(view.planes.len(), taps.kernel[0], "planes");
-            assert!(matches!(view.step, 1 | 2), "step {}", view.step);
+            assert!(matches!(view.group, 1 | 2) && view.group * view.step[1] <= 2, "groups");
             for plane in &view.planes {
-                assert_eq!((plane.channels(), plane.edges()), (taps.channels, first.edges()), "input plane");
+                let shape = (view.group * plane.channels(), plane.edges());
+                assert_eq!(shape, (taps.channels, first.edges()), "input plane");
             }
-            for axis in 0..2 {
-                let last = view.origin[axis] + view.step * (lattice[axis] - 1) + taps.kernel[axis + 1] - 1;
-                let n = first.edges()[axis];
-                assert!(last <= n, "axis {axis}: output {} meets voxel {last} of {n}", lattice[axis] - 1);
+            let [height, width] = first.edges();
+            assert!(width.is_multiple_of(view.group), "{width} columns in groups of {}", view.group);
+            for (axis, n) in [height, width / view.group].into_iter().enumerate() {
+                assert!(view.origin[axis] >= -1, "axis {axis} from {}", view.origin[axis]);
+                let reach = view.step[axis] * (lattice[axis] - 1) + taps.kernel[axis + 1];
+                let end = view.origin[axis] + reach as isize;
+                assert!(end <= n as isize, "axis {axis}: the last output meets voxel {} of {n}", end - 1);
             }
         }
     }
@@ -161,87 +189,82 @@ struct Task<'a> {
     unit: Unit,
     activation: &'a Activation,
     parts: &'a [Part<'a>],
-    step: usize,
+    lattices: [usize; 2],
+    group: usize,
     /// Of the lattice.
     rows: Range<usize>,
     columns: usize,
-    band: Band<'a>,
+    target: Target<'a>,
 }
 
-/// Where a task writes: output rows from `step * rows.start` on.
-enum Band<'a> {
+/// Where a task writes: output rows from `lattices[0] * rows.start` on.
+enum Target<'a> {
     Voxels { rows: &'a mut [u16], pitch: usize, channels: usize },
     Displacement { head: &'a Head, width: usize, u: [&'a mut [f32]; 3] },
 }
 
 impl Task<'_> {
-    fn run(mut self) {
-        with_tiles(self.unit, || {
-            for (index, part) in self.parts.iter().enumerate() {
-                self.lattice(part, [index / self.step, index % self.step]);
-            }
-        });
+    fn run(&mut self) {
+        let parts = self.parts;
+        for (index, part) in parts.iter().enumerate() {
+            self.lattice(part, [index / self.lattices[1], index % self.lattices[1]]);
+        }
     }
 
-    /// The outputs (step*i + parity, step*j + parity) of the band.
+    /// The outputs of the band in one lattice, whose first row and column are `parity`.
     fn lattice(&mut self, part: &Part<'_>, parity: [usize; 2]) {
         let offsets: Vec<Vec<isize>> =
             part.inputs.iter().zip(part.filter.inputs()).map(byte_offsets).collect();
-        let strip = Strip::of_blocks(part.filter.blocks());
-        let [tiles, blocks] = strip.size();
-        let across = self.columns.div_ceil(ROWS);
-        let places: Vec<[usize; 2]> =
-            self.rows.clone().flat_map(|i| (0..across).map(move |t| [i, ROWS * t])).collect();
+        let segment = |(view, offsets): (&View<'_>, &Vec<isize>)| {
+            let offsets = offsets.as_ptr_range();
+            let (stride, bases) = (2 * view.step[1] * view.channels(), [view.base(); TILES]);
+            Segment { first: offsets.start, last: offsets.end, stride, bases }
+        };
+        let mut segments: Vec<Segment> = part.inputs.iter().zip(&offsets).map(segment).collect();
+        let walks: Vec<Walk> = part.inputs.iter().map(View::walk).collect();
         let mut sums = Sums([0.0; TILES * ROWS * 16]);
-        for group in 0..part.filter.groups() {
-            for places in places.chunks(tiles) {
-                let segments = part.inputs.iter().zip(&offsets).map(|(view, offsets)| {
-                    // Where the strip is not full its last tile is computed again.
-                    let base = |t: usize| view.base(places[t.min(places.len() - 1)]);
-                    let offsets = offsets.as_ptr_range();
-                    Segment {
-                        first: offsets.start,
-                        last: offsets.end,
-                        stride: 2 * view.step * view.planes[0].channels(),
-                        bases: std::array::from_fn(base),
+        let last = self.rows.end - 1;
+        for column in (0..self.columns).step_by(ROWS) {
+            for block in 0..part.filter.c_out() / 16 {
+                // Tiles one below the other share most of what they read; that and a block's weights stay in the L1 cache.
+                for row in self.rows.clone().step_by(TILES) {
+                    // Plain stores of single addresses: what the loop below waits for must not wait for the sums' stores.
+                    for k in 0..segments.len() {
+                        for t in 0..TILES {
+                            // Where there are not enough rows left the last is computed again.
+                            segments[k].bases[t] = walks[k].at(last.min(row + t), column);
+                        }
                     }
-                });
-                let segments: Vec<Segment> = segments.collect();
-                // SAFETY: `Part::check` holds every tap of every output inside the planes; the other voxels of a tile, fewer
-                // than 16 steps and 4 voxels further, lie in the planes or in their slack. A filter has a tile of
-                // weights per step and block. `with_tiles` runs us.
-                unsafe { strip.product(self.unit, &segments, part.filter.weights(group), &mut sums) };
-                for (t, place) in places.iter().enumerate() {
-                    for block in 0..blocks {
-                        let sums = sums.0[(t * blocks + block) * ROWS * 16..].first_chunk_mut();
-                        let sums = sums.expect("a tile per block");
-                        self.store(sums, 16 * (group * blocks + block), *place, parity);
-                    }
+                    // SAFETY: `Part::check` holds every tap of every output inside the planes; the other voxels of a tile,
+                    // fewer than 16 steps of two voxels and a kernel further, lie in the planes or in their slack. A
+                    // filter has a tile of weights per step and block. `convolve` runs us with the tiles configured.
+                    unsafe { product(self.unit, &segments, part.filter.weights(block), &mut sums) };
+                    self.store(&mut sums, block, [row, column], parity);
                 }
             }
         }
     }
 
-    /// A tile of sums, of channels from `channel` on, for the lattice row and columns from `place` on.
-    fn store(&mut self, sums: &mut [f32; ROWS * 16], channel: usize, place: [usize; 2], parity: [usize; 2]) {
-        let act = Lanes::of(self.activation, channel);
+    /// Sums of a block of channels, for the lattice rows and columns from `place` on.
+    fn store(&mut self, sums: &mut Sums, block: usize, place: [usize; 2], parity: [usize; 2]) {
+        let act = Lanes::of(self.activation, 16 * block);
         let count = ROWS.min(self.columns - place[1]);
-        let row = self.step * (place[0] - self.rows.start) + parity[0];
-        let column = self.step * place[1] + parity[1];
-        match &mut self.band {
-            Band::Voxels { rows, pitch, channels } => {
-                // Behind the border column.
-                let from = row * *pitch + (column + 1) * *channels + channel;
-                store_voxels(self.unit, sums, &act, count, &mut rows[from..], self.step * *channels);
-            }
-            Band::Displacement { head, width, u } => {
-                act.apply(sums);
-                for (component, u) in u.iter_mut().enumerate() {
-                    let to = u[row * *width + column..].iter_mut().step_by(self.step).take(count);
-                    for (to, values) in to.zip(sums.as_chunks::<16>().0) {
-                        let products: [f32; 16] =
-                            std::array::from_fn(|k| values[k] * head.weight[component][k]);
-                        *to = head.bias[component] + sum(products);
+        let column = self.group * (self.lattices[1] * place[1] + parity[1]);
+        // Voxels from one value of the tile to the next.
+        let step = self.lattices[1] * self.group;
+        for (i, sums) in (place[0]..self.rows.end).zip(sums.0.as_chunks_mut().0) {
+            let row = self.lattices[0] * (i - self.rows.start) + parity[0];
+            match &mut self.target {
+                Target::Voxels { rows, pitch, channels } => {
+                    let from = row * *pitch + (BORDER + column) * *channels + 16 * block;
+                    store_voxels(self.unit, sums, &act, count, &mut rows[from..], step * *channels);
+                }
+                Target::Displacement { head, width, u } => {
+                    let values = components(self.unit, sums, &act, head);
+                    for (u, values) in u.iter_mut().zip(&values) {
+                        // A block is a voxel of the group.
+                        let to = u[row * *width + column + block..].iter_mut().step_by(step).take(count);
+                        to.zip(values).for_each(|(to, value)| *to = *value);
                     }
                 }
             }
@@ -250,21 +273,44 @@ impl Task<'_> {
 }
 
 impl View<'_> {
-    /// The voxel that the first tap of a lattice place meets.
-    fn base(&self, [i, j]: [usize; 2]) -> *const u8 {
+    /// Values of a group of voxels.
+    fn channels(&self) -> usize {
+        self.group * self.planes[0].channels()
+    }
+
+    /// What the first tap of the lattice's first place meets: behind the border, and never before it.
+    fn base(&self) -> *const u8 {
         let plane = self.planes[0];
-        let [y, x] = [self.origin[0] + self.step * i, self.origin[1] + self.step * j];
-        plane.values()[y * plane.pitch() + x * plane.channels()..].as_ptr().cast()
+        let (row, column) = (self.origin[0] + 1, self.origin[1] + (BORDER / self.group) as isize);
+        plane.values()[row as usize * plane.pitch() + column as usize * self.channels()..].as_ptr().cast()
+    }
+
+    fn walk(&self) -> Walk {
+        let row = 2 * self.step[0] * self.planes[0].pitch();
+        Walk { first: self.base(), row, column: 2 * self.step[1] * self.channels() }
+    }
+}
+
+/// From place to place of a lattice, in bytes.
+struct Walk {
+    first: *const u8,
+    row: usize,
+    column: usize,
+}
+
+impl Walk {
+    #[inline(always)]
+    fn at(&self, row: usize, column: usize) -> *const u8 {
+        self.first.wrapping_add(row * self.row + column * self.column)
     }
 }
 
 /// Where the K steps of an input read, in bytes from [`View::base`]. The planes are buffers of their own.
-fn byte_offsets((view, (_, steps)): (&View<'_>, &(super::Taps, Vec<super::filter::Step>))) -> Vec<isize> {
+fn byte_offsets((view, (_, steps)): (&View<'_>, &(Taps, Vec<Step>))) -> Vec<isize> {
     let start = |plane: &Plane<'_>| plane.values().as_ptr().addr() as isize;
     let pitch = view.planes[0].pitch();
-    let channels = view.planes[0].channels();
-    let offset = |step: &super::filter::Step| {
-        let within = step.dy * pitch + step.dx * channels + step.channel;
+    let offset = |step: &Step| {
+        let within = step.dy * pitch + step.dx * view.channels() + step.channel;
         start(view.planes[step.plane]) - start(view.planes[0]) + 2 * within as isize
     };
     steps.iter().map(offset).collect()
@@ -320,9 +366,18 @@ fn store_voxels(
     }
 }
 
-/// Sum in a fixed order that vectors can follow.
-fn sum(v: [f32; 16]) -> f32 {
-    let eight: [f32; 8] = std::array::from_fn(|i| v[i] + v[i + 8]);
-    let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
-    (four[0] + four[2]) + (four[1] + four[3])
+/// The head's components of a tile's voxels.
+fn components(unit: Unit, sums: &mut [f32; ROWS * 16], act: &Lanes<'_>, head: &Head) -> [[f32; ROWS]; 3] {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if unit == Unit::Amx {
+        // SAFETY: that unit comes with AVX-512 (checked before it is chosen).
+        return unsafe { super::amx::components(sums, act, head) };
+    }
+    let _ = unit;
+    act.apply(sums);
+    let voxels = sums.as_chunks::<16>().0;
+    std::array::from_fn(|c| {
+        let dot = |v: &[f32; 16]| (0..16).map(|k| head.weight[c][k] * v[k]).sum::<f32>();
+        std::array::from_fn(|i| head.bias[c] + dot(&voxels[i]))
+    })
 }

@@ -13,13 +13,16 @@
 //!  +----+----+----+----+----+                 +-------------------+             +----------------+
 //! ```
 //!
-//! No window is packed: the 27 taps are 27 K steps at other places of three planes, a table of byte offsets. Where a voxel has 16
-//! channels a step takes two neighbours along x (the fourth tap has zero weights). A register block is six tiles of voxels by one
-//! of channels, or two by two ([`Strip`](tile::Strip)).
+//! No window is packed: the 27 taps are 27 K steps at other places of three planes, a table of byte offsets. A register block is
+//! four tiles of voxels, one below the other, by 16 output channels, so that what it reads and its weights stay in the L1 cache.
+//!
+//! **Two voxels of 16 channels are one of 32** ([`View::group`], [`Job::group`]): a row of pairs is read in whole cache lines, and the
+//! convolution of 16 by 16 channels becomes one of 32 by 32 over half as many places with two taps along x ([`paired_tap`]), at no more
+//! products than the unit needs for the first form.
 //!
 //! **A convolution that follows nearest upsampling reads the coarse planes themselves.** An output of given parities meets
-//! every coarse voxel through one or two taps per axis, whose weights add up beforehand: 8 taps instead of 27. So its outputs
-//! are computed as four lattices per plane ([`Part`]), each with weights of its own.
+//! every coarse voxel through one or two taps per axis, whose weights add up beforehand ([`coarse_taps`]): 8 taps instead of 27. So
+//! its outputs are computed as lattices ([`Job::lattices`]), each with weights of its own.
 //!
 //! [`Unit::Emulated`] does the same in plain Rust, slowly, so that everything but the instructions is tested everywhere.
 
@@ -31,7 +34,7 @@ mod plane;
 mod tile;
 
 pub use convolve::{Activation, Head, Job, Output, Part, View, convolve};
-pub use filter::{Filter, Taps};
+pub use filter::{Filter, Taps, coarse_taps, paired_tap};
 pub use plane::{Plane, stack_images};
 pub use tile::Unit;
 

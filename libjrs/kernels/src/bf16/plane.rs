@@ -2,15 +2,16 @@
 
 use super::{round, widen};
 use crate::pool::{Buffer, Pool};
-use rayon::prelude::*;
 
 /// Values of f32 in a cache line: planes start on one.
 const LINE: usize = 16;
-/// Voxels behind the last one that a tile may read (and whose sums are thrown away).
-const SLACK: usize = 2 * 16 + 4;
+/// Zero columns in front of each row. Two, so that pairs of voxels stay pairs.
+pub(super) const BORDER: usize = 2;
+/// Voxels behind the last one that a tile may read (and whose sums are thrown away): 16 rows of up to two voxels, and a kernel.
+const SLACK: usize = 2 * 16 + 8;
 
-/// A plane `[y][x][channel]` of bf16, with a border of zeros before its first row and column: a convolution padded by 1 reads
-/// it as it is.
+/// A plane `[y][x][channel]` of bf16, with zeros before its first row and before the first voxel of each row: a convolution
+/// padded by 1 reads it as it is.
 #[derive(Debug)]
 pub struct Plane<'p> {
     channels: usize,
@@ -31,7 +32,7 @@ impl<'p> Plane<'p> {
         let values = plane.values_mut();
         values[..pitch].fill(0);
         for y in 1..=height {
-            values[y * pitch..][..channels].fill(0);
+            values[y * pitch..][..BORDER * channels].fill(0);
         }
         // Weights of zero do not take away what is not a number.
         values[(height + 1) * pitch..].fill(0);
@@ -47,7 +48,7 @@ impl<'p> Plane<'p> {
 
     /// Length of the buffer of such a plane, in units of f32.
     pub fn floats(channels: usize, [height, width]: [usize; 2]) -> usize {
-        (((height + 1) * (width + 1) + SLACK) * channels).div_ceil(2) + LINE
+        (((height + 1) * (width + BORDER) + SLACK) * channels).div_ceil(2) + LINE
     }
 
     /// Channels of a voxel.
@@ -62,10 +63,10 @@ impl<'p> Plane<'p> {
 
     /// Values from one row to the next.
     pub(super) fn pitch(&self) -> usize {
-        (self.edges[1] + 1) * self.channels
+        (self.edges[1] + BORDER) * self.channels
     }
 
-    /// All values, border and slack included; the first is that of voxel (-1, -1), on a cache line.
+    /// All values, border and slack included; the first is that of voxel (-1, -2), on a cache line.
     pub(super) fn values(&self) -> &[u16] {
         let skip = to_line(self.buffer.as_ptr());
         let aligned = &self.buffer[skip..];
@@ -80,7 +81,7 @@ impl<'p> Plane<'p> {
         unsafe { std::slice::from_raw_parts_mut(aligned.as_mut_ptr().cast(), 2 * aligned.len()) }
     }
 
-    /// The rows, border column in front of each.
+    /// The rows, border in front of each.
     pub(super) fn rows_mut(&mut self) -> &mut [u16] {
         let (pitch, height) = (self.pitch(), self.edges[0]);
         &mut self.values_mut()[pitch..][..height * pitch]
@@ -89,7 +90,8 @@ impl<'p> Plane<'p> {
     /// The voxels as f32, `[channel][y][x]`.
     pub fn to_f32(&self) -> Vec<f32> {
         let ([height, width], values) = (self.edges, self.values());
-        let at = |c: usize, y: usize, x: usize| values[(y + 1) * self.pitch() + (x + 1) * self.channels + c];
+        let at =
+            |c: usize, y: usize, x: usize| values[(y + 1) * self.pitch() + (x + BORDER) * self.channels + c];
         let place = |i: usize| (i / (height * width), i / width % height, i % width);
         (0..self.channels * height * width)
             .map(|i| {
@@ -109,14 +111,9 @@ impl<'p> Plane<'p> {
         let pitch = self.pitch();
         for (i, &value) in source.iter().enumerate() {
             let (c, y, x) = (i / (height * width), i / width % height, i % width);
-            self.rows_mut()[y * pitch + (x + 1) * channels + c] = round(value);
+            self.rows_mut()[y * pitch + (x + BORDER) * channels + c] = round(value);
         }
     }
-}
-
-/// f32 values up to the next cache line.
-fn to_line(start: *const f32) -> usize {
-    (start.addr().wrapping_neg() / size_of::<f32>()) % LINE
 }
 
 /// The input of the first layer, from a plane of the fixed and one of the moving image, `[y][x]` of `edges`: voxel (y, x) of
@@ -134,20 +131,29 @@ pub fn stack_images(images: [&[f32]; 2], edges: [usize; 2], to: &mut Plane<'_>) 
         let high = round(value);
         [high, round(value - widen(high))]
     };
-    let packed: Vec<[u16; 4]> = images[0]
-        .par_iter()
-        .zip(images[1])
-        .with_min_len(1 << 12)
-        .map(|(&fixed, &moving)| {
-            let ([f0, f1], [m0, m1]) = (split(fixed), split(moving));
-            [f0, f1, m0, m1]
-        })
-        .collect();
+    let pack = |y: usize| -> Vec<[u16; 4]> {
+        let [fixed, moving] = images.map(|image| &image[y * width..][..width]);
+        fixed
+            .iter()
+            .zip(moving)
+            .map(|(&f, &m)| [split(f), split(m)])
+            .map(|[f, m]| [f[0], f[1], m[0], m[1]])
+            .collect()
+    };
     let pitch = to.pitch();
-    to.rows_mut().par_chunks_exact_mut(pitch).with_min_len(16).enumerate().for_each(|(y, row)| {
-        let rows = [0, 1, 2].map(|k| &packed[(y + k) * width..][..width]);
-        for (x, voxel) in row[16..].as_chunks_mut::<4>().0.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+    let mut rows = [Vec::new(), pack(0), pack(1)];
+    for (y, row) in to.rows_mut().chunks_exact_mut(pitch).enumerate() {
+        rows.rotate_left(1);
+        rows[2] = pack(y + 2);
+        for (x, voxel) in
+            row[16 * BORDER..].as_chunks_mut::<4>().0.as_chunks_mut::<4>().0.iter_mut().enumerate()
+        {
             *voxel = [rows[0][x], rows[1][x], rows[2][x], [0; 4]];
         }
-    });
+    }
+}
+
+/// f32 values up to the next cache line.
+fn to_line(start: *const f32) -> usize {
+    (start.addr().wrapping_neg() / size_of::<f32>()) % LINE
 }

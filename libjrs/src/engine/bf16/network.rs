@@ -1,15 +1,22 @@
 //! The generator's layers with their weights packed for the matrix unit.
+//!
+//! Planes of 16 channels are read and written in pairs of voxels along x (`jrs_kernels::bf16`): all their edges are even.
 
-use jrs_kernels::bf16::{Activation, Filter, Head, Taps};
+use jrs_kernels::bf16::{Activation, Filter, Head, Taps, coarse_taps, paired_tap};
 
 use crate::engine::folded::FoldedLayer;
 use crate::model::GeneratorWeights;
 use crate::network::{GENERATOR, JOINS, LEAKY_SLOPE, Layer};
 
+/// Channels of the layers at full resolution, which are read in pairs; also those of the stacked images.
+pub(super) const NARROW: usize = 16;
+
 /// One block: convolution, LeakyReLU, BatchNorm.
 pub(super) struct Block {
     pub layer: Layer,
     pub filters: Filters,
+    /// Voxels that the filters compute as one.
+    pub group: usize,
     pub activation: Activation,
 }
 
@@ -17,8 +24,8 @@ pub(super) struct Block {
 pub(super) enum Filters {
     /// Every output meets the same taps.
     Plain(Filter),
-    /// The block follows upsampling and a skip: `[z parity][y parity, x parity]`.
-    Joined([[Filter; 4]; 2]),
+    /// The block follows upsampling and a skip: for even and odd planes one filter per lattice, `lattices` along y and x.
+    Joined { of_planes: [Vec<Filter>; 2], lattices: [usize; 2] },
 }
 
 /// All blocks, and the head.
@@ -34,11 +41,13 @@ impl Network {
         for (layer, trained) in GENERATOR.iter().zip(&weights.layers) {
             let FoldedLayer { weight, bias, norm } = FoldedLayer::new(trained);
             match norm {
-                Some((scale, shift)) => blocks.push(Block {
-                    layer: *layer,
-                    filters: filters(layer, &weight),
-                    activation: Activation { bias, slope: LEAKY_SLOPE, scale, shift },
-                }),
+                Some((scale, shift)) => {
+                    let (filters, group) = filters(layer, &weight);
+                    let each = |values: Vec<f32>| values.repeat(group);
+                    let (bias, scale, shift) = (each(bias), each(scale), each(shift));
+                    let activation = Activation { bias, slope: LEAKY_SLOPE, scale, shift };
+                    blocks.push(Block { layer: *layer, filters, group, activation });
+                }
                 None => {
                     let value = |c: usize, k: usize| weight[c * layer.c_in + k];
                     head = Some(Head {
@@ -52,24 +61,74 @@ impl Network {
     }
 }
 
-fn filters(layer: &Layer, weight: &[f32]) -> Filters {
+/// A block's filters, and how many voxels they compute as one.
+fn filters(layer: &Layer, weight: &[f32]) -> (Filters, usize) {
     let at =
         |co: usize, ci: usize, [z, y, x]: [usize; 3]| weight[(co * layer.c_in + ci) * 27 + z * 9 + y * 3 + x];
     let c_out = layer.c_out;
     if let Some(join) = JOINS.iter().find(|join| join.before == layer.name) {
         let skip = GENERATOR.iter().find(|l| l.name == join.skip).expect("a layer of the table").c_out;
-        let filter = |z: usize, i: usize| {
-            Filter::after_upsampling(c_out, layer.c_in - skip, skip, [z, i / 2, i % 2], at)
-        };
-        return Filters::Joined([0, 1].map(|z| std::array::from_fn(|i| filter(z, i))));
+        return joined(c_out, layer.c_in - skip, skip, at);
     }
-    if layer.name == GENERATOR[0].name {
-        // Its input is stacked (`stack_images`): the kernel along y has become channels, every value is two.
-        let stacked = |_: usize, co: usize, ci: usize, [z, _, x]: [usize; 3]| {
-            if ci < 12 { at(co, ci / 2 % 2, [z, ci / 4, x]) } else { 0.0 }
-        };
-        return Filters::Plain(Filter::new(c_out, &[Taps { channels: 16, kernel: [3, 1, 3] }], stacked));
+    let first = layer.name == GENERATOR[0].name;
+    if !first && layer.c_in != NARROW {
+        let taps = Taps { channels: layer.c_in, kernel: [3; 3] };
+        return (Filters::Plain(Filter::new(c_out, &[taps], |_, co, ci, tap| at(co, ci, tap))), 1);
     }
-    let taps = Taps { channels: layer.c_in, kernel: [3; 3] };
-    Filters::Plain(Filter::new(c_out, &[taps], |_, co, ci, tap| at(co, ci, tap)))
+    // At stride 2 an output stands on the second of a pair, behind which its three taps end.
+    let group = 2 / layer.stride;
+    let paired = |co: usize, pair: usize, ci: usize| {
+        let output = if group == 2 { co / c_out } else { 1 };
+        paired_tap(output, pair, ci / NARROW)
+    };
+    // The images are stacked (`stack_images`): the kernel along y has become channels, and every value is two.
+    let taps = Taps { channels: 2 * NARROW, kernel: [3, if first { 1 } else { 3 }, 2] };
+    let filter = Filter::new(group * c_out, &[taps], |_, co, ci, [z, y, pair]| {
+        let (x, channel) = (paired(co, pair, ci), ci % NARROW);
+        match x {
+            None => 0.0,
+            Some(_) if first && channel >= 12 => 0.0,
+            Some(x) if first => at(co % c_out, channel / 2 % 2, [z, channel / 4, x]),
+            Some(x) => at(co % c_out, channel, [z, y, x]),
+        }
+    });
+    (Filters::Plain(filter), group)
+}
+
+/// Filters of a block whose input is `coarse` upsampled channels beside `skip` others.
+fn joined(
+    c_out: usize,
+    coarse: usize,
+    skip: usize,
+    at: impl Fn(usize, usize, [usize; 3]) -> f32,
+) -> (Filters, usize) {
+    let group = if skip == NARROW { 2 } else { 1 };
+    // A pair of outputs is an even and an odd column.
+    let lattices = [2, 2 / group];
+    let inputs = [
+        Taps { channels: coarse, kernel: [2; 3] },
+        Taps { channels: group * skip, kernel: [3, 3, if group == 2 { 2 } else { 3 }] },
+    ];
+    let filter = |odd_plane: usize, odd_row: usize, odd_column: usize| {
+        Filter::new(group * c_out, &inputs, |input, co, ci, [z, y, x]| {
+            let (of_group, co) = (co / c_out, co % c_out);
+            if input == 1 {
+                let tap = if group == 2 { paired_tap(of_group, x, ci / skip) } else { Some(x) };
+                return tap.map_or(0.0, |x| at(co, coarse + ci % skip, [z, y, x]));
+            }
+            let mut sum = 0.0;
+            for kz in coarse_taps(odd_plane, z) {
+                for ky in coarse_taps(odd_row, y) {
+                    let taps = coarse_taps(odd_column + of_group, x);
+                    sum += taps.map(|kx| f64::from(at(co, ci, [kz, ky, kx]))).sum::<f64>();
+                }
+            }
+            sum as f32
+        })
+    };
+    let of_planes = [0, 1].map(|plane| {
+        let lattices = (0..lattices[0] * lattices[1]).map(|i| (i / lattices[1], i % lattices[1]));
+        lattices.map(|(row, column)| filter(plane, row, column)).collect()
+    });
+    (Filters::Joined { of_planes, lattices }, group)
 }

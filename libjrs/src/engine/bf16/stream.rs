@@ -7,12 +7,14 @@ use std::rc::Rc;
 
 use jrs_kernels::bf16::{Job, Output, Part, Plane, Unit, View, convolve, stack_images};
 use jrs_kernels::pool::Pool;
+use rayon::prelude::*;
 
-use super::network::{Filters, Network};
-use crate::network::{JOINS, MARGIN};
+use super::network::{Filters, NARROW, Network};
+use crate::network::{JOINS, Layer, MARGIN};
 
-/// Output voxels that a layer computes at a time, at least: enough to share out, few enough to stay in the cache.
-const VOXELS: usize = 1 << 15;
+/// Voxels at full resolution that are in work together, about, but at least four planes: enough to share out, few enough to stay
+/// in the cache.
+const VOXELS: usize = 1 << 17;
 
 /// What is in use, in f32 values.
 #[derive(Default)]
@@ -65,6 +67,8 @@ pub(super) struct Stream<'p> {
     windows: Vec<Planes<'p>>,
     /// Input edges y, x of each block; behind upsampling the fine ones.
     edges: Vec<[usize; 2]>,
+    /// Planes that a block takes in or puts out at a time, at least.
+    slab: usize,
     /// Those of [`JOINS`].
     skips: Vec<Skip<'p>>,
     /// Output planes done.
@@ -76,8 +80,7 @@ impl<'p> Stream<'p> {
     pub fn bytes(network: &'p Network, size: [usize; 3]) -> usize {
         let mut stream = Self::new(network, None, size);
         stream.drive(None, size, None);
-        // `stack_images` packs both images of a plane in between: 8 bytes a voxel.
-        size_of::<f32>() * stream.memory.peak.get() + 8 * size[0] * size[1]
+        size_of::<f32>() * stream.memory.peak.get()
     }
 
     /// Runs the network on two images of `size` = \[x, y, z\] voxels; `out` receives the components.
@@ -92,8 +95,11 @@ impl<'p> Stream<'p> {
         for component in out.iter_mut() {
             component.resize(size.iter().map(|n| n - 2 * MARGIN).product(), 0.0);
         }
-        let mut stream = Self::new(network, Some(Machine { unit, pool }), size);
-        stream.drive(Some(images), size, Some(out));
+        // On a thread of the pool: from outside every one of the many short loops would cost a sleep and a wake.
+        rayon::scope(|_| {
+            let mut stream = Self::new(network, Some(Machine { unit, pool }), size);
+            stream.drive(Some(images), size, Some(out));
+        });
     }
 
     fn new(network: &'p Network, machine: Option<Machine<'p>>, size: [usize; 3]) -> Self {
@@ -103,6 +109,7 @@ impl<'p> Stream<'p> {
             memory: Rc::default(),
             windows: Vec::new(),
             edges: Vec::new(),
+            slab: (VOXELS / (size[0] * size[1])).max(4),
             skips: JOINS.iter().map(|join| Skip { planes: Planes::new(), leave_out: join.crop }).collect(),
             done: 0,
         };
@@ -139,16 +146,21 @@ impl<'p> Stream<'p> {
     /// All planes through all blocks.
     fn drive(&mut self, images: Option<[&[f32]; 2]>, size: [usize; 3], mut out: Option<&mut [Vec<f32>; 3]>) {
         let [nx, ny, nz] = size;
-        for z in 0..nz {
-            let input = self.count(16, [ny - 2, nx], |machine| {
-                let mut plane = Plane::new(machine.pool, 16, [ny - 2, nx]);
-                let images = images.expect("a run has images").map(|image| &image[z * ny * nx..][..ny * nx]);
-                stack_images(images, [ny, nx], &mut plane);
-                plane
-            });
-            self.windows[0].push_back(Rc::new(input));
+        let slab = self.slab;
+        for first in (0..nz).step_by(slab) {
+            let slab = first..nz.min(first + slab);
+            let edges = [ny - 2, nx];
+            let fresh = |machine: Machine<'p>| Plane::new(machine.pool, NARROW, edges);
+            let mut inputs: Vec<_> = slab.clone().map(|_| self.count(NARROW, edges, fresh)).collect();
+            if let Some(images) = images {
+                let planes: Vec<_> = inputs.iter_mut().filter_map(|input| input.plane.as_mut()).collect();
+                planes.into_par_iter().zip(slab.clone()).for_each(|(plane, z)| {
+                    stack_images(images.map(|image| &image[z * ny * nx..][..ny * nx]), [ny, nx], plane);
+                });
+            }
+            self.windows[0].extend(inputs.into_iter().map(Rc::new));
             for block in 0..self.network.blocks.len() {
-                self.advance(block, z + 1 == nz, out.as_deref_mut());
+                self.advance(block, slab.end == nz, out.as_deref_mut());
             }
         }
     }
@@ -169,7 +181,7 @@ impl<'p> Stream<'p> {
             }
         };
         let edges = self.edges[i].map(|n| layer.output(n));
-        if count == 0 || (count * edges[0] * edges[1] < VOXELS && !finished) {
+        if count == 0 || (count < self.slab && !finished) {
             return;
         }
         if i + 1 == self.network.blocks.len() {
@@ -182,9 +194,9 @@ impl<'p> Stream<'p> {
                 let mut jobs: Vec<Job<'_, '_>> = outputs
                     .iter_mut()
                     .enumerate()
-                    .map(|(z, output)| Job {
-                        parts: self.parts(i, z),
-                        output: Output::Plane(output.plane.as_mut().expect("a machine fills planes")),
+                    .map(|(z, output)| {
+                        let plane = output.plane.as_mut().expect("a machine fills planes");
+                        self.job(i, z, Output::Plane(plane))
                     })
                     .collect();
                 convolve(machine.unit, &block.activation, &mut jobs);
@@ -217,9 +229,8 @@ impl<'p> Stream<'p> {
                 .zip(y)
                 .zip(z)
                 .enumerate()
-                .map(|(z, ((ux, uy), uz))| Job {
-                    parts: self.parts(i, z),
-                    output: Output::Displacement { head, edges, u: [ux, uy, uz] },
+                .map(|(z, ((ux, uy), uz))| {
+                    self.job(i, z, Output::Displacement { head, edges, u: [ux, uy, uz] })
                 })
                 .collect();
             convolve(machine.unit, &self.network.blocks[i].activation, &mut jobs);
@@ -227,32 +238,36 @@ impl<'p> Stream<'p> {
         self.done += count;
     }
 
-    /// What output plane `z` of block `i`, counted from the first that its window gives, is computed from.
-    fn parts(&self, i: usize, z: usize) -> Vec<Part<'_>> {
+    /// Output plane `z` of block `i`, counted from the first that its window gives.
+    fn job<'a>(&'a self, i: usize, z: usize, output: Output<'a, 'p>) -> Job<'a, 'p> {
         let block = &self.network.blocks[i];
         let window = &self.windows[i];
+        let group = block.group;
         match &block.filters {
             Filters::Plain(filter) => {
+                let Layer { stride, padding, kernel, .. } = block.layer;
+                let planes = filled(window, stride * z, kernel);
+                let pairs = if planes[0].channels() == NARROW { 2 } else { 1 };
                 // The border in front of row and column 0 is the padding.
-                let (stride, padding) = (block.layer.stride, block.layer.padding);
-                let planes = filled(window, stride * z, block.layer.kernel);
-                vec![Part { filter, inputs: vec![View { planes, origin: [1 - padding; 2], step: stride }] }]
+                let origin = [-(padding as isize); 2];
+                let view = View { planes, group: pairs, origin, step: [stride, stride.div_ceil(pairs)] };
+                let parts = vec![Part { filter, inputs: vec![view] }];
+                Job { parts, lattices: [1, 1], group, output }
             }
-            Filters::Joined(filters) => {
+            Filters::Joined { of_planes, lattices } => {
                 let join = JOINS.iter().position(|join| join.before == block.layer.name).expect("joined");
                 let crop = JOINS[join].crop;
-                let parts = filters[z % 2].iter().enumerate();
-                parts
-                    .map(|(i, filter)| {
-                        let coarse = View { planes: filled(window, z / 2, 2), origin: [1, 1], step: 1 };
-                        let fine = View {
-                            planes: filled(&self.skips[join].planes, z, 3),
-                            origin: [1 + crop + i / 2, 1 + crop + i % 2],
-                            step: 2,
-                        };
-                        Part { filter, inputs: vec![coarse, fine] }
-                    })
-                    .collect()
+                let part = |(i, filter)| {
+                    let (odd_row, odd_column) = (i / lattices[1], i % lattices[1]);
+                    let planes = filled(window, z / 2, 2);
+                    let coarse = View { planes, group: 1, origin: [0, 0], step: [1, 1] };
+                    let planes = filled(&self.skips[join].planes, z, 3);
+                    let origin = [(crop + odd_row) as isize, (crop / group + odd_column) as isize];
+                    let fine = View { planes, group, origin, step: [2, 2 / group] };
+                    Part { filter, inputs: vec![coarse, fine] }
+                };
+                let parts = of_planes[z % 2].iter().enumerate().map(part).collect();
+                Job { parts, lattices: *lattices, group, output }
             }
         }
     }
