@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Every block ends on a byte (a sync flush), so blocks are joined by writing one after the other, and their checksums
-//! combine. Where a sample of a block shrinks by less than a quarter, the block is stored: displacements are floats
-//! whose lower bytes are noise, and coding them takes longer than all the rest of a registration to save a sixth.
+//! combine. Where a sample of a block does not shrink enough, the block is stored. For displacements, floats whose lower
+//! bytes are noise, that is the rule: coding them takes longer than all the rest of a registration to save a tenth.
 //! What is cut where depends on the content alone, so equal content gives equal bytes for any number of threads.
 
 use std::io::{Read, Result, Write};
@@ -28,9 +28,11 @@ const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 /// A final block of fixed codes that holds nothing.
 const FINAL: [u8; 2] = [3, 0];
 
-/// Writes `blocks` blocks, of which `block(i)` gives the bytes, as one gzip member.
+/// Writes `blocks` blocks, of which `block(i)` gives the bytes, as one gzip member. A block is compressed if a sample of it
+/// shrinks to at most `worth` of its length.
 pub(crate) fn write(
     out: &mut (dyn Write + Send),
+    worth: f64,
     blocks: usize,
     block: impl Fn(usize) -> Vec<u8> + Sync,
 ) -> Result<()> {
@@ -40,7 +42,7 @@ pub(crate) fn write(
         let bytes = block(i);
         let mut crc = Crc::new();
         crc.update(&bytes);
-        (compressed(&bytes), crc)
+        (compressed(&bytes, worth), crc)
     };
     in_order(blocks, packed, |(bytes, crc)| {
         check.combine(&crc);
@@ -82,10 +84,11 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Deflate blocks of these bytes that end on a byte.
-fn compressed(bytes: &[u8]) -> Vec<u8> {
+fn compressed(bytes: &[u8], worth: f64) -> Vec<u8> {
     let middle = bytes.len().saturating_sub(SAMPLE) / 2;
     let sample = &bytes[middle..bytes.len().min(middle + SAMPLE)];
-    if 4 * deflated(sample).len() > 3 * sample.len() { stored(bytes) } else { deflated(bytes) }
+    let limit = (worth * sample.len() as f64) as usize;
+    if deflated(sample).len() > limit { stored(bytes) } else { deflated(bytes) }
 }
 
 /// Runs and Huffman codes only: longer matches cost three times the time and save little in images full of noise.
@@ -132,7 +135,7 @@ mod tests {
         pool.install(|| {
             let mut file = Vec::new();
             let blocks: Vec<&[u8]> = content.chunks(BLOCK).collect();
-            write(&mut file, blocks.len(), |i| blocks[i].to_vec()).unwrap();
+            write(&mut file, 0.75, blocks.len(), |i| blocks[i].to_vec()).unwrap();
             file
         })
     }

@@ -486,7 +486,13 @@ mod tests {
         head.weight.fill(0.0);
         head.bias[0] = 1.0;
         let options = RegisterOptions { threads: Some(1), ..Default::default() };
-        let result = register(Some(&model), &fixed, &fixed, &options, Progress::SILENT).unwrap();
+        let (result, told) =
+            register_meanwhile(Some(&model), &fixed, &fixed, &options, Progress::SILENT, Forward::clone)
+                .unwrap();
+        assert_eq!(
+            (&told.field, &told.warped, &told.affine),
+            (&result.field, &result.warped, &result.affine)
+        );
         let (s, c) = 0.35f32.sin_cos();
         for i in [0, 100, fixed.grid.len() - 1] {
             let u = result.field.at(i);
