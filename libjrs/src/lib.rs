@@ -12,6 +12,7 @@ pub mod error;
 pub mod field;
 pub mod field_io;
 pub mod geometry;
+mod gzip;
 pub mod landmarks;
 pub mod metrics;
 pub mod model;

@@ -25,7 +25,7 @@ pub fn clip_to_i16(hu: f32, [low, high]: [i16; 2]) -> i16 {
 /// If nothing is left: the image is not a CT in HU, or shows no patient.
 pub fn torso_mask(image: &Volume<f32>) -> Result<Volume<u8>> {
     let axial = axial_axes(image);
-    let body = image.map(|hu| u8::from(hu > BODY_HU));
+    let body: Volume<u8> = image.map(|hu| u8::from(hu > BODY_HU));
     let radius = axial.map(|a| (OPENING_MM / image.grid.spacing[a]).round() as usize);
 
     let size = image.grid.size;
@@ -41,7 +41,7 @@ pub fn torso_mask(image: &Volume<f32>) -> Result<Volume<u8>> {
     torso.iter_mut().zip(&body.data).for_each(|(t, &b)| *t &= b);
     fill_holes(&mut torso, size, axial);
     if torso.iter().all(|&v| v == 0) {
-        let (low, high) = image.data.iter().fold((f32::MAX, f32::MIN), |(l, h), &v| (l.min(v), h.max(v)));
+        let [low, high] = image.range();
         return Err(Error::input(
             format!("no torso was found in an image with values from {low} to {high}"),
             "check that the image is a CT in HU (water 0, air -1000) or give a mask",
@@ -62,74 +62,101 @@ fn axial_axes(image: &Volume<f32>) -> [usize; 2] {
 
 /// Spreads `value` by `radius` voxels along one axis: 1 dilates, 0 erodes (beyond the border nothing changes).
 fn spread(mask: &[u8], size: [usize; 3], axis: usize, radius: usize, value: u8) -> Vec<u8> {
-    let stride = [1, size[0], size[0] * size[1]];
-    let n = size[axis];
+    let stride: usize = size[..axis].iter().product();
+    let line = (stride * size[axis]).max(1);
     let mut out = mask.to_vec();
-    let line = |out: &mut [u8], base: usize, offset: usize, step: usize| {
-        // Distance since the last voxel of `value`, forwards then backwards.
-        for forwards in [true, false] {
-            let mut since = radius + 1;
-            for i in 0..n {
-                let at = if forwards { i } else { n - 1 - i } * step;
-                since = if mask[base + offset + at] == value { 0 } else { since + 1 };
-                if since <= radius {
-                    out[offset + at] = value;
+    let join = |a: u8, b: u8| if value == 1 { a | b } else { a & b };
+    // A task is whole lines: some rows along x, a slice along y, everything along z.
+    let task = if axis == 0 { line * size[1] } else { line };
+    out.par_chunks_mut(task.max(1)).for_each_init(Vec::new, |old: &mut Vec<u8>, task| {
+        for lines in task.chunks_mut(line) {
+            // Windows that start at a voxel, then windows that end at one; each step joins two that lie side by side.
+            for forwards in [true, false] {
+                let mut length = 1;
+                while length <= radius {
+                    let step = length.min(radius + 1 - length);
+                    length += step;
+                    let shift = (step * stride).min(lines.len());
+                    old.clear();
+                    old.extend_from_slice(lines);
+                    let (new, other) = match forwards {
+                        true => (&mut lines[..], &old[shift..]),
+                        false => (&mut lines[shift..], &old[..]),
+                    };
+                    new.iter_mut().zip(other).for_each(|(v, &o)| *v = join(*v, o));
                 }
             }
         }
-    };
-    let plane = size[0] * size[1];
-    if axis == 2 {
-        for offset in 0..plane {
-            line(&mut out, 0, offset, stride[2]);
-        }
-    } else {
-        let other = 1 - axis;
-        out.par_chunks_mut(plane.max(1)).enumerate().for_each(|(z, slice)| {
-            for o in 0..size[other] {
-                line(slice, z * plane, o * stride[other], stride[axis]);
-            }
-        });
-    }
+    });
     out
+}
+
+/// A run of 1s along x.
+struct Run {
+    start: usize,
+    end: usize,
+    /// A run of the same component that comes earlier, or itself.
+    parent: usize,
 }
 
 /// The largest face-connected component of 1s; of equal ones the first in memory.
 fn largest_component(mask: &[u8], size: [usize; 3]) -> Vec<u8> {
     let [nx, ny, nz] = size;
-    let stride = [1, nx, nx * ny];
-    let mut component = vec![0u32; mask.len()];
-    let (mut best, mut best_count, mut number) = (0, 0usize, 0);
-    let mut stack = Vec::new();
-    for seed in 0..mask.len() {
-        if mask[seed] == 0 || component[seed] != 0 {
-            continue;
+    let mut runs: Vec<Run> = Vec::new();
+    // Where the runs of each row start in `runs`.
+    let mut rows = Vec::with_capacity(ny * nz + 1);
+    for (r, row) in mask.chunks(nx).enumerate() {
+        rows.push(runs.len());
+        let mut x = 0;
+        while let Some(start) = row[x..].iter().position(|&v| v != 0).map(|n| x + n) {
+            let end = row[start..].iter().position(|&v| v == 0).map_or(nx, |n| start + n);
+            runs.push(Run { start, end, parent: runs.len() });
+            x = end;
         }
-        number += 1;
-        component[seed] = number;
-        stack.push(seed);
-        let mut count = 0;
-        while let Some(i) = stack.pop() {
-            count += 1;
-            let at = [i % nx, i / nx % ny, i / (nx * ny)];
-            for a in 0..3 {
-                let neighbours = [
-                    (at[a] > 0).then(|| i - stride[a]),
-                    (at[a] + 1 < [nx, ny, nz][a]).then(|| i + stride[a]),
-                ];
-                for j in neighbours.into_iter().flatten() {
-                    if mask[j] != 0 && component[j] == 0 {
-                        component[j] = number;
-                        stack.push(j);
-                    }
-                }
-            }
-        }
-        if count > best_count {
-            (best, best_count) = (number, count);
+        let before = [(r % ny > 0).then(|| r - 1), (r >= ny).then(|| r - ny)];
+        for other in before.into_iter().flatten() {
+            connect(&mut runs, rows[other]..rows[other + 1], rows[r]);
         }
     }
-    component.iter().map(|&c| u8::from(best_count > 0 && c == best)).collect()
+    rows.push(runs.len());
+
+    // Parents come first, so one pass from the front finds the roots.
+    let mut voxels = vec![0usize; runs.len()];
+    for i in 0..runs.len() {
+        let root = runs[runs[i].parent].parent;
+        runs[i].parent = root;
+        voxels[root] += runs[i].end - runs[i].start;
+    }
+    let best = (0..runs.len()).fold(0, |best, i| if voxels[i] > voxels[best] { i } else { best });
+    let mut out = vec![0; mask.len()];
+    for (row, range) in out.chunks_mut(nx).zip(rows.windows(2)) {
+        for run in runs[range[0]..range[1]].iter().filter(|run| run.parent == best) {
+            row[run.start..run.end].fill(1);
+        }
+    }
+    out
+}
+
+/// Joins the runs from number `from` on with those of a neighbouring row that they touch.
+fn connect(runs: &mut [Run], neighbours: std::ops::Range<usize>, from: usize) {
+    let root = |runs: &[Run], mut i: usize| {
+        while runs[i].parent != i {
+            i = runs[i].parent;
+        }
+        i
+    };
+    let (mut a, mut b) = (neighbours.start, from);
+    while a < neighbours.end && b < runs.len() {
+        if runs[a].start < runs[b].end && runs[b].start < runs[a].end {
+            let (first, second) = (root(runs, a), root(runs, b));
+            let (low, high) = (first.min(second), first.max(second));
+            runs[high].parent = low;
+            // Shorter ways for later searches.
+            runs[a].parent = low;
+            runs[b].parent = low;
+        }
+        if runs[a].end <= runs[b].end { a += 1 } else { b += 1 }
+    }
 }
 
 /// Sets what background cannot reach from the border of its axial slice.
@@ -137,39 +164,59 @@ fn fill_holes(mask: &mut [u8], size: [usize; 3], [a, b]: [usize; 2]) {
     let stride = [1, size[0], size[0] * size[1]];
     let up = 3 - a - b;
     let (na, nb) = (size[a], size[b]);
-    let mut outside = vec![false; na * nb];
+    let source = &*mask;
+    let filled: Vec<Vec<u8>> = (0..size[up])
+        .into_par_iter()
+        .map(|s| {
+            let at = |i: usize| s * stride[up] + i % na * stride[a] + i / na * stride[b];
+            let mut slice: Vec<u8> = (0..na * nb).map(|i| source[at(i)]).collect();
+            fill_slice(&mut slice, na);
+            slice
+        })
+        .collect();
+    mask.par_chunks_mut(stride[2].max(1)).enumerate().for_each(|(z, plane)| {
+        for (i, voxel) in plane.iter_mut().enumerate() {
+            let at = [i % size[0], i / size[0], z];
+            *voxel = filled[at[up]][at[a] + na * at[b]];
+        }
+    });
+}
+
+/// [`fill_holes`] in one slice with rows of `width` voxels.
+fn fill_slice(slice: &mut [u8], width: usize) {
+    const OUTSIDE: u8 = 2;
+    let height = slice.len() / width;
     let mut stack = Vec::new();
-    for s in 0..size[up] {
-        let at = |i: usize| s * stride[up] + i % na * stride[a] + i / na * stride[b];
-        outside.fill(false);
-        let reach = |i: usize, outside: &mut [bool], stack: &mut Vec<usize>| {
-            if !outside[i] && mask[at(i)] == 0 {
-                outside[i] = true;
-                stack.push(i);
-            }
-        };
-        for i in 0..na * nb {
-            let (x, y) = (i % na, i / na);
-            if x == 0 || y == 0 || x + 1 == na || y + 1 == nb {
-                reach(i, &mut outside, &mut stack);
-            }
+    let reach = |slice: &mut [u8], stack: &mut Vec<usize>, i: usize| {
+        if slice[i] == 0 {
+            slice[i] = OUTSIDE;
+            stack.push(i);
         }
-        while let Some(i) = stack.pop() {
-            let (x, y) = (i % na, i / na);
-            let neighbours = [
-                (x > 0).then(|| i - 1),
-                (x + 1 < na).then(|| i + 1),
-                (y > 0).then(|| i - na),
-                (y + 1 < nb).then(|| i + na),
-            ];
-            for j in neighbours.into_iter().flatten() {
-                reach(j, &mut outside, &mut stack);
-            }
+    };
+    for x in 0..width {
+        reach(slice, &mut stack, x);
+        reach(slice, &mut stack, x + width * (height - 1));
+    }
+    for y in 0..height {
+        reach(slice, &mut stack, width * y);
+        reach(slice, &mut stack, width * y + width - 1);
+    }
+    while let Some(i) = stack.pop() {
+        let (x, y) = (i % width, i / width);
+        if x > 0 {
+            reach(slice, &mut stack, i - 1);
         }
-        for i in 0..na * nb {
-            mask[at(i)] = u8::from(!outside[i]);
+        if x + 1 < width {
+            reach(slice, &mut stack, i + 1);
+        }
+        if y > 0 {
+            reach(slice, &mut stack, i - width);
+        }
+        if y + 1 < height {
+            reach(slice, &mut stack, i + width);
         }
     }
+    slice.iter_mut().for_each(|v| *v = u8::from(*v != OUTSIDE));
 }
 
 #[cfg(test)]
@@ -225,5 +272,73 @@ mod tests {
     #[test]
     fn the_scale_is_clipped() {
         assert_eq!([-3024.0, 39.6, 1500.0].map(|v| clip_to_i16(v, [-1000, 1000])), [-1000, 40, 1000]);
+    }
+
+    fn random_mask(size: [usize; 3], percent: u64) -> Vec<u8> {
+        let mut state = 7u64;
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            u8::from((state >> 33) % 100 < percent)
+        };
+        std::iter::repeat_with(next).take(size.iter().product()).collect()
+    }
+
+    #[test]
+    fn spreading_is_the_extreme_of_the_neighbourhood() {
+        let size = [9, 8, 7];
+        let mask = random_mask(size, 30);
+        let stride = [1, 9, 72];
+        for (axis, radius, value) in (0..3).flat_map(|a| (0..12).flat_map(move |r| [(a, r, 0), (a, r, 1)])) {
+            let found = spread(&mask, size, axis, radius, value);
+            for i in 0..mask.len() {
+                let at = i / stride[axis] % size[axis];
+                let (first, last) = (at.saturating_sub(radius), (at + radius).min(size[axis] - 1));
+                let line = (first..=last).map(|n| mask[i + n * stride[axis] - at * stride[axis]]);
+                let expected = if value == 1 { line.max() } else { line.min() };
+                assert_eq!(
+                    Some(found[i]),
+                    expected,
+                    "axis {axis}, radius {radius}, value {value}, voxel {i}"
+                );
+            }
+        }
+    }
+
+    /// Against a flood from every voxel: near the percolation threshold (31 %) components wind about each other.
+    #[test]
+    fn the_largest_component_is_what_a_flood_finds() {
+        let size = [11, 9, 8];
+        for percent in [5, 25, 31, 35, 60, 100] {
+            let mask = random_mask(size, percent);
+            let stride = [1, 11, 99];
+            let mut component = vec![usize::MAX; mask.len()];
+            let mut counts = Vec::new();
+            for seed in 0..mask.len() {
+                if mask[seed] == 0 || component[seed] != usize::MAX {
+                    continue;
+                }
+                let (mut stack, mut count) = (vec![seed], 0);
+                component[seed] = counts.len();
+                while let Some(i) = stack.pop() {
+                    count += 1;
+                    for a in 0..3 {
+                        let at = i / stride[a] % size[a];
+                        let up = (at + 1 < size[a]).then(|| i + stride[a]);
+                        let down = (at > 0).then(|| i - stride[a]);
+                        for j in [up, down].into_iter().flatten() {
+                            if mask[j] == 1 && component[j] == usize::MAX {
+                                component[j] = counts.len();
+                                stack.push(j);
+                            }
+                        }
+                    }
+                }
+                counts.push(count);
+            }
+            let best = (0..counts.len()).fold(0, |b, i| if counts[i] > counts[b] { i } else { b });
+            let expected: Vec<u8> = component.iter().map(|&c| u8::from(c == best)).collect();
+            assert_eq!(largest_component(&mask, size), expected, "{percent} %");
+        }
+        assert!(largest_component(&random_mask(size, 0), size).iter().all(|&v| v == 0));
     }
 }

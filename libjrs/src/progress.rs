@@ -1,6 +1,7 @@
-//! Telling a caller how far a long computation is, and letting it stop it.
+//! Telling a caller how far a long computation is, letting it stop it, and how long each stage took.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use crate::{Error, Result};
 
@@ -32,5 +33,34 @@ impl Progress<'_> {
             Some(flag) if flag.load(Ordering::Relaxed) => Err(Error::Cancelled),
             _ => Ok(()),
         }
+    }
+}
+
+/// Seconds per stage, in the order in which the stages first came.
+#[derive(Debug, Clone)]
+pub struct Stopwatch {
+    last: Instant,
+    laps: Vec<(&'static str, f64)>,
+}
+
+impl Stopwatch {
+    /// The first stage begins.
+    pub fn start() -> Self {
+        Self { last: Instant::now(), laps: Vec::new() }
+    }
+
+    /// A stage ends and the next one begins; stages of one name are added up.
+    pub fn lap(&mut self, stage: &'static str) {
+        let seconds = self.last.elapsed().as_secs_f64();
+        self.last = Instant::now();
+        match self.laps.iter_mut().find(|(name, _)| *name == stage) {
+            Some((_, sum)) => *sum += seconds,
+            None => self.laps.push((stage, seconds)),
+        }
+    }
+
+    /// What was measured so far.
+    pub fn laps(&self) -> &[(&'static str, f64)] {
+        &self.laps
     }
 }

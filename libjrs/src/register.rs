@@ -4,18 +4,17 @@
 //! alone) finds u there, and u is turned into LPS, brought onto the fixed scan's own grid and joined with the
 //! prealignment: T(x) = affine(x + u(x)).
 
-use std::time::Instant;
-
 use rayon::prelude::*;
 
 use crate::align::{AlignOptions, align};
 use crate::engine::{Engine, Precision, infer, on_cpu};
 use crate::field::{
-    InverseConsistency, compose_with_affine, inverse_consistency, resample_field, sample_clamped, warp_image,
+    InverseConsistency, compose_with_affine, field_on, inverse_consistency, resample_field, sample_clamped,
+    warp_image,
 };
 use crate::geometry::mat_vec;
 use crate::model::{Model, Preprocessing};
-use crate::progress::Progress;
+use crate::progress::{Progress, Stopwatch};
 use crate::refine::{LevelReport, RefineOptions, refine};
 use crate::resample::{gaussian_smooth, working_grid};
 use crate::working::working_pair;
@@ -77,14 +76,39 @@ pub struct Registration {
     /// With [`RegisterOptions::both_directions`]: the total displacement from moving to fixed points, on the moving
     /// scan's grid, LPS mm.
     pub backward: Option<DisplacementField>,
-    /// With [`RegisterOptions::both_directions`]: how far fixed -> moving -> fixed misses.
-    pub inverse_consistency: Option<InverseConsistency>,
     /// What refinement did in the forward direction, per resolution.
     pub refinement: Vec<LevelReport>,
     /// Seconds per stage, in order.
     pub timings: Vec<(&'static str, f64)>,
     /// What a user should know before using the result.
     pub warnings: Vec<String>,
+}
+
+/// What is known once the forward direction is done; see [`Registration`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Forward {
+    /// The prealignment.
+    pub affine: Affine,
+    /// Total displacement on the fixed scan's grid.
+    pub field: DisplacementField,
+    /// u without the affine, on the working grid.
+    pub network_field: DisplacementField,
+    /// The moving scan on the fixed scan's grid.
+    pub warped: Volume<f32>,
+}
+
+impl Registration {
+    /// How far fixed -> moving -> fixed misses, over the voxels of the fixed grid where `mask` is not 0; `None` without
+    /// [`RegisterOptions::both_directions`] or if nothing can be compared.
+    ///
+    /// # Errors
+    /// If the mask is not on the fixed grid.
+    pub fn inverse_consistency(&self, mask: Option<&Volume<u8>>) -> Result<Option<InverseConsistency>> {
+        match &self.backward {
+            Some(backward) => inverse_consistency(&self.field, backward, mask),
+            None => Ok(None),
+        }
+    }
 }
 
 /// Registers `moving` to `fixed` (HU) with a trained model on the CPU, or without one by refinement from zero.
@@ -99,41 +123,59 @@ pub fn register(
     options: &RegisterOptions,
     progress: Progress,
 ) -> Result<Registration> {
+    register_meanwhile(model, fixed, moving, options, progress, |_| ()).map(|(result, ())| result)
+}
+
+/// [`register`]; `meanwhile` gets the forward result on a thread of its own, to write or show it while the backward
+/// direction is computed, and what it returns is handed on.
+///
+/// # Errors
+/// As [`register`].
+pub fn register_meanwhile<T: Send>(
+    model: Option<&Model>,
+    fixed: &Volume<f32>,
+    moving: &Volume<f32>,
+    options: &RegisterOptions,
+    progress: Progress,
+    meanwhile: impl FnOnce(&Forward) -> T + Send,
+) -> Result<(Registration, T)> {
     let engine = model.map(|m| on_cpu(&m.generator, options.precision)).transpose()?;
     let preprocessing = match model {
         Some(model) => model.manifest.preprocessing.clone(),
         None => Preprocessing { spacing_mm: options.spacing_mm, ..Default::default() },
     };
-    register_with(engine.as_deref(), &preprocessing, fixed, moving, options, progress)
+    register_with(engine.as_deref(), &preprocessing, fixed, moving, options, progress, meanwhile)
 }
 
-/// [`register`] on any engine.
+/// [`register_meanwhile`] on any engine.
 ///
 /// # Errors
 /// As [`register`], and what the engine reports.
-pub fn register_with(
+pub fn register_with<T: Send>(
     engine: Option<&dyn Engine>,
     preprocessing: &Preprocessing,
     fixed: &Volume<f32>,
     moving: &Volume<f32>,
     options: &RegisterOptions,
     progress: Progress,
-) -> Result<Registration> {
-    let run = || pipeline(engine, preprocessing, fixed, moving, options, progress);
+    meanwhile: impl FnOnce(&Forward) -> T + Send,
+) -> Result<(Registration, T)> {
+    let run = || pipeline(engine, preprocessing, fixed, moving, options, progress, meanwhile);
     let Some(threads) = options.threads else { return run() };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|e| Error::input(format!("{threads} threads: {e}"), "ask for fewer threads"))?;
     pool.install(run)
 }
 
-fn pipeline(
+fn pipeline<T: Send>(
     engine: Option<&dyn Engine>,
     preprocessing: &Preprocessing,
     fixed: &Volume<f32>,
     moving: &Volume<f32>,
     options: &RegisterOptions,
     progress: Progress,
-) -> Result<Registration> {
+    meanwhile: impl FnOnce(&Forward) -> T + Send,
+) -> Result<(Registration, T)> {
     if engine.is_none() && options.refine.steps == 0 {
         return Err(Error::input(
             "neither a model nor a refinement step",
@@ -142,7 +184,7 @@ fn pipeline(
     }
     check_scan(fixed, "fixed")?;
     check_scan(moving, "moving")?;
-    let mut clock = Clock::default();
+    let mut clock = Stopwatch::start();
     progress.step("align", 0, 1)?;
     let affine = match &options.prealign {
         Prealign::Given(affine) => *affine,
@@ -164,7 +206,7 @@ fn pipeline(
     clock.lap("resample");
 
     let mut refinement = Vec::new();
-    let mut solve = |from: usize, to: usize| -> Result<DisplacementField> {
+    let mut solve = |clock: &mut Stopwatch, from: usize, to: usize| -> Result<DisplacementField> {
         let mut field = None;
         if let Some(engine) = engine {
             let (f, m) = (&seen.images[from], &seen.images[to]);
@@ -178,7 +220,8 @@ fn pipeline(
                 ..options.refine.clone()
             };
             let start = field.map(|field| {
-                along_axes(resample_field(&smoothed(field, options.refine.control_mm), &fine.grid))
+                let smooth = smoothed(field, options.refine.control_mm);
+                along_axes(resample_field(&smooth, &fine.grid).into_owned())
             });
             let (f, m) = (&fine.images[from], &fine.images[to]);
             let refined = refine(f, m, fine.grid.size, options.spacing_mm, start, &limits, progress)?;
@@ -190,34 +233,30 @@ fn pipeline(
         }
         Ok(field.expect("there is an engine or a refinement, checked above"))
     };
-    let network_field = solve(0, 1)?;
-    let backward_field = if options.both_directions { Some(solve(1, 0)?) } else { None };
-
+    let network_field = solve(&mut clock, 0, 1)?;
     progress.step("output", 0, 1)?;
     let field = compose_with_affine(&resample_field(&network_field, &fixed.grid), &affine);
-    let floor = moving.data.iter().copied().fold(f32::INFINITY, f32::min);
-    let warped = warp_image(moving, &field, None, floor);
-    let backward = backward_field.map(|v| after_affine(&v, &inverse_affine, &moving.grid));
-    let consistency = match &backward {
-        Some(backward) => inverse_consistency(&field, backward, None)?,
-        None => None,
-    };
+    let warped = warp_image(moving, &field, None, moving.range()[0]);
     if engine.is_some() {
         warn_beyond_reach(&network_field, preprocessing, &mut warnings);
     }
+    let forward = Forward { affine, field, network_field, warped };
     clock.lap("output");
+
+    let (backward, told) = std::thread::scope(|scope| {
+        let telling = scope.spawn(|| meanwhile(&forward));
+        let backward = options.both_directions.then(|| solve(&mut clock, 1, 0)).transpose();
+        let backward = backward.map(|v| v.map(|v| after_affine(&v, &inverse_affine, &moving.grid)));
+        clock.lap("output");
+        let told = telling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        clock.lap("rest of writing");
+        (backward, told)
+    });
+    let backward = backward?;
     progress.step("output", 1, 1)?;
-    Ok(Registration {
-        affine,
-        field,
-        network_field,
-        warped,
-        backward,
-        inverse_consistency: consistency,
-        refinement,
-        timings: clock.laps,
-        warnings,
-    })
+    let Forward { affine, field, network_field, warped } = forward;
+    let timings = clock.laps().to_vec();
+    Ok((Registration { affine, field, network_field, warped, backward, refinement, timings, warnings }, told))
 }
 
 /// The two scans and how they lie to each other.
@@ -238,7 +277,10 @@ impl Scans<'_> {
         let grid = working_grid(&self.fixed.grid, preprocessing.spacing_mm);
         let air = preprocessing.clip_hu[0] as f32;
         let pair = working_pair(self.fixed, self.moving, self.affine, &grid, air);
-        let normalised = |image: Vec<f32>| image.into_iter().map(|v| preprocessing.normalise(v)).collect();
+        let normalised = |mut image: Vec<f32>| {
+            image.par_iter_mut().for_each(|v| *v = preprocessing.normalise(*v));
+            image
+        };
         Seen { grid, images: [normalised(pair.fixed), normalised(pair.moving)] }
     }
 }
@@ -248,11 +290,10 @@ fn check_scan(scan: &Volume<f32>, name: &str) -> Result<()> {
     if scan.grid.is_empty() {
         return Err(Error::input(format!("the {name} scan has {:?} voxels", scan.grid.size), fix));
     }
-    if let Some(i) = scan.data.iter().position(|v| !v.is_finite()) {
+    if let Some(i) = scan.data.par_iter().position_first(|v| !v.is_finite()) {
         return Err(Error::input(format!("the {name} scan holds {} at voxel number {i}", scan.data[i]), fix));
     }
-    let [low, high] =
-        scan.data.iter().fold([f32::INFINITY, f32::NEG_INFINITY], |[l, h], &v| [l.min(v), h.max(v)]);
+    let [low, high] = scan.range();
     if low == high {
         return Err(Error::input(format!("every voxel of the {name} scan is {low}"), fix));
     }
@@ -317,50 +358,25 @@ fn along_axes(field: DisplacementField) -> [Vec<f32>; 3] {
 
 /// Displacement q -> a + v(a) on `grid`, where a = affine(q): the backward map of prealigned scans.
 fn after_affine(v: &DisplacementField, affine: &Affine, grid: &Grid) -> DisplacementField {
-    let [nx, ny, _] = grid.size;
-    let mut field = DisplacementField::zero(grid.clone());
-    let [ux, uy, uz] = &mut field.u;
-    ux.par_iter_mut().zip(uy).zip(uz).enumerate().for_each(|(i, ((ux, uy), uz))| {
-        let q = grid.to_physical([i % nx, i / nx % ny, i / nx / ny].map(|p| p as f64));
+    field_on(grid, |q| {
         let a = affine.apply(q);
         let d = sample_clamped(v, a);
-        [*ux, *uy, *uz] = std::array::from_fn(|c| (a[c] + d[c] - q[c]) as f32);
-    });
-    field
+        std::array::from_fn(|c| a[c] + d[c] - q[c])
+    })
 }
 
 /// The network cannot see farther than its receptive field, and training shows it no displacement beyond the margin of a
 /// patch (`science.md` section 2).
 fn warn_beyond_reach(field: &DisplacementField, preprocessing: &Preprocessing, warnings: &mut Vec<String>) {
     let reach = (preprocessing.margin as f64 * preprocessing.spacing_mm) as f32;
-    let far = (0..field.grid.len()).filter(|&i| field.at(i).iter().any(|c| c.abs() > reach)).count();
+    let far = (0..field.grid.len())
+        .into_par_iter()
+        .filter(|&i| field.at(i).iter().any(|c| c.abs() > reach))
+        .count();
     if far > 0 {
         warnings.push(format!(
             "{far} voxels move by more than {reach} mm along an axis, which is beyond what the network was trained for"
         ));
-    }
-}
-
-/// Seconds between laps; laps of one name are added up.
-struct Clock {
-    last: Instant,
-    laps: Vec<(&'static str, f64)>,
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self { last: Instant::now(), laps: Vec::new() }
-    }
-}
-
-impl Clock {
-    fn lap(&mut self, name: &'static str) {
-        let seconds = self.last.elapsed().as_secs_f64();
-        self.last = Instant::now();
-        match self.laps.iter_mut().find(|(n, _)| *n == name) {
-            Some((_, sum)) => *sum += seconds,
-            None => self.laps.push((name, seconds)),
-        }
     }
 }
 
@@ -432,10 +448,13 @@ mod tests {
             "mean error {:.2} -> {:.2} mm, {:?}",
             before / count,
             after / count,
-            result.inverse_consistency
+            result.inverse_consistency(None).unwrap()
         );
         assert!(after < 0.35 * before, "{} -> {}", before / count, after / count);
-        assert!(result.inverse_consistency.is_some() && result.backward.unwrap().grid == moving.grid);
+        assert!(
+            result.inverse_consistency(None).unwrap().is_some()
+                && result.backward.unwrap().grid == moving.grid
+        );
         assert!(result.warnings.is_empty(), "{:?}", result.warnings);
     }
 
@@ -469,7 +488,13 @@ mod tests {
         head.weight.fill(0.0);
         head.bias[0] = 1.0;
         let options = RegisterOptions { threads: Some(1), ..Default::default() };
-        let result = register(Some(&model), &fixed, &fixed, &options, Progress::SILENT).unwrap();
+        let (result, told) =
+            register_meanwhile(Some(&model), &fixed, &fixed, &options, Progress::SILENT, Forward::clone)
+                .unwrap();
+        assert_eq!(
+            (&told.field, &told.warped, &told.affine),
+            (&result.field, &result.warped, &result.affine)
+        );
         let (s, c) = 0.35f32.sin_cos();
         for i in [0, 100, fixed.grid.len() - 1] {
             let u = result.field.at(i);

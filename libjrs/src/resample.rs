@@ -9,6 +9,9 @@ use crate::field::trilinear::{Cell, IndexMap};
 use crate::geometry::{Affine, Grid, Point};
 use crate::volume::Volume;
 
+/// Grids whose corners are this near to each other are one: interpolation between them would be a copy, mm.
+pub(crate) const SAME_MM: f64 = 1e-6;
+
 /// The image at a physical point (mm), trilinear; `None` outside.
 pub fn sample_linear(image: &Volume<f32>, point: Point) -> Option<f32> {
     let cell = Cell::inside(image.grid.size, image.grid.to_index(point))?;
@@ -27,6 +30,9 @@ pub fn resample_image(
     affine: Option<&Affine>,
     outside: f32,
 ) -> Volume<f32> {
+    if image.grid.same_space(grid, SAME_MM) && affine.is_none_or(|affine| *affine == Affine::IDENTITY) {
+        return Volume { grid: grid.clone(), data: image.data.clone() };
+    }
     let size = image.grid.size;
     through_affine(&image.grid, grid, affine, |index| {
         Cell::inside(size, index).map_or(outside, |cell| cell.interpolate(&image.data) as f32)
@@ -135,8 +141,9 @@ fn through_affine<V: Copy + Send + Default>(
     let mut data = vec![V::default(); grid.len()];
     data.par_chunks_mut((nx * ny).max(1)).enumerate().for_each(|(z, slice)| {
         for y in 0..ny {
-            for x in 0..nx {
-                slice[x + nx * y] = value(map.apply(x, y, z, [0.0; 3]));
+            let row = map.row(y, z);
+            for (x, out) in slice[nx * y..][..nx].iter_mut().enumerate() {
+                *out = value(row.at(x));
             }
         }
     });

@@ -1,5 +1,7 @@
 //! Voxels with a place: scalar volumes, label maps and displacement fields.
 
+use rayon::prelude::*;
+
 use crate::geometry::Grid;
 
 /// One value per voxel of a [`Grid`], x fastest. `T` is `f32` for images (HU), `u8` for labels and masks.
@@ -34,8 +36,21 @@ impl<T: Copy> Volume<T> {
     }
 
     /// Applies `f` to every voxel.
-    pub fn map<U>(&self, f: impl Fn(T) -> U) -> Volume<U> {
-        Volume { grid: self.grid.clone(), data: self.data.iter().map(|&v| f(v)).collect() }
+    pub fn map<U: Send>(&self, f: impl Fn(T) -> U + Sync) -> Volume<U>
+    where
+        T: Sync,
+    {
+        Volume { grid: self.grid.clone(), data: self.data.par_iter().map(|&v| f(v)).collect() }
+    }
+}
+
+impl Volume<f32> {
+    /// The smallest and the largest value.
+    pub fn range(&self) -> [f32; 2] {
+        let join = |[l, h]: [f32; 2], [m, i]: [f32; 2]| [l.min(m), h.max(i)];
+        let none = [f32::INFINITY, f32::NEG_INFINITY];
+        let of = |part: &[f32]| part.iter().fold(none, |range, &v| join(range, [v, v]));
+        self.data.par_chunks(1 << 16).map(of).reduce(|| none, join)
     }
 }
 

@@ -3,6 +3,8 @@
 //! Training's preparation and registration both go through [`working_pair`], so that a network meets in use what it
 //! met in training.
 
+use rayon::prelude::*;
+
 use crate::geometry::{Affine, Grid};
 use crate::resample::{gaussian_smooth, resample_image};
 use crate::volume::Volume;
@@ -36,11 +38,15 @@ pub fn working_pair(
 ) -> WorkingPair {
     let mut on_fixed = on_grid(fixed, grid, None).data;
     let mut on_moving = on_grid(moving, grid, Some(affine)).data;
-    let covered: Vec<bool> =
-        on_fixed.iter().zip(&on_moving).map(|(f, m)| !f.is_nan() && !m.is_nan()).collect();
-    for image in [&mut on_fixed, &mut on_moving] {
-        image.iter_mut().zip(&covered).filter(|(_, covered)| !**covered).for_each(|(v, _)| *v = air);
-    }
+    let covered: Vec<bool> = (on_fixed.par_iter_mut().zip(&mut on_moving))
+        .map(|(f, m)| {
+            let covered = !f.is_nan() && !m.is_nan();
+            if !covered {
+                (*f, *m) = (air, air);
+            }
+            covered
+        })
+        .collect();
     WorkingPair { fixed: on_fixed, moving: on_moving, covered }
 }
 

@@ -76,6 +76,15 @@ def peer_row(name, peer, goal, ours, theirs):
     return row
 
 
+def precisions(jrs):
+    """What `jrs register --precision` offers and runs on this machine; [None] where there is no such option."""
+    usage = subprocess.run([jrs, "register", "--help"], check=True, stdout=subprocess.PIPE, text=True).stdout
+    if "--precision" not in usage:
+        return [None]
+    flags = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    return ["f32", "bf16"] if "amx_bf16" in flags else ["f32"]
+
+
 def register_row(bench):
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, HERE / "itk_peer.py", "make-pair", "--size", "256", "--out", folder], check=True)
@@ -91,8 +100,13 @@ def register_row(bench):
                 "--out", f"{folder}/jrs", "--threads", bench.threads]
         theirs = [sys.executable, HERE / "itk_peer.py", "elastix", "--fixed", files["fixed"], "--moving", files["moving"], "--out", f"{folder}/elastix",
                   "--threads", bench.threads]
-        (a, _), (b, _) = bench.alternating(lambda: timed(ours), lambda: timed(theirs))
-    return [("jrs register, 256^3, files to files", "elastix MI, 100 iterations", a, b, "s", 0.2)]
+        rows = []
+        for precision in precisions(bench.args.jrs):
+            more = ["--precision", precision] if precision else []
+            (a, _), (b, _) = bench.alternating(lambda: timed(ours + more + bench.args.register_options.split()), lambda: timed(theirs))
+            name = f"jrs register{f' in {precision}' if precision else ''}, 256^3, files to files"
+            rows.append((name, "elastix MI, 100 iterations", a, b, "s", 0.2))
+    return rows
 
 
 def sampling_row(bench):
@@ -131,6 +145,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rows", default=",".join(ROWS), help=", ".join(ROWS))
+    parser.add_argument("--register-options", default="", help="more options for jrs register, in one string")
     parser.add_argument("--json")
     args = parser.parse_args()
     bench, results = Bench(args), []

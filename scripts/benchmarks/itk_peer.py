@@ -89,7 +89,10 @@ def elastix(fixed, moving, out, threads):
     bspline["WriteResultImage"] = ["true"]
     parameters.AddParameterMap(affine)
     parameters.AddParameterMap(bspline)
-    result, transform = itk.elastix_registration_method(*images, parameter_object=parameters, number_of_threads=threads, log_to_console=False)
+    # The number of threads for all of ITK: elastix's own option crashes with more than one thread on some processors (itk 5.4.7).
+    itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(threads)
+    itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(threads)
+    result, transform = itk.elastix_registration_method(*images, parameter_object=parameters, log_to_console=False)
     itk.imwrite(result, f"{out}/warped.nii.gz")
     field = itk.transformix_deformation_field(images[1], transform)
     itk.imwrite(field, f"{out}/field.nii.gz")

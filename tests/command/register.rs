@@ -65,6 +65,11 @@ fn every_result_of_a_registration() {
     let there_and_back = libjrs::field::map_point(&field, None, carried[0].point).unwrap();
     assert!(libjrs::geometry::distance(there_and_back, middle) < 0.05, "{carried:?}");
     let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    for word in
+        ["folding in the body", "volume of the bladder", "seconds: read", "seconds: QA", "seconds: all of it"]
+    {
+        assert!(page.contains(word), "{word} is missing on the page");
+    }
     assert!(page.contains("<svg") || page.contains("data:image/png"), "the page shows no picture");
     assert!(!page.contains("<script src") && !page.contains("<link"), "the page needs other files");
 }

@@ -200,8 +200,7 @@ fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::
 
     let at_start = compose_with_affine(&DisplacementField::zero(fixed.grid.clone()), &affine);
     let unregistered = warp_labels(&moving_labels, &at_start, None);
-    let floor = moving.data.iter().copied().fold(f32::INFINITY, f32::min);
-    let aligned = warp_image(&moving, &at_start, None, floor);
+    let aligned = warp_image(&moving, &at_start, None, moving.range()[0]);
     let body = torso_mask(&fixed)?;
     let landmarks = pair.truth.as_ref().and_then(|t| t.landmarks.as_ref());
     let landmarks = landmarks.map(|file| read_landmarks(path(file))).transpose()?;
@@ -238,7 +237,7 @@ fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::
             jacobian_std: folding.as_ref().map(|j| j.std),
             jacobian_min: folding.as_ref().map(|j| j.min),
             folding_percent: folding.as_ref().map(|j| 100.0 * j.folded),
-            inverse_consistency_mm: result.inverse_consistency.as_ref().map(|i| i.mean_mm),
+            inverse_consistency_mm: result.inverse_consistency(None)?.map(|i| i.mean_mm),
             seconds: Some(seconds),
             ..case(&propagated, &result.field)?
         });

@@ -13,6 +13,7 @@ pub mod train;
 
 use jrs_telemetry::progress::{Phase, Progress};
 use libjrs::align::{AlignOptions, Kind, align};
+use libjrs::register::Prealign;
 use libjrs::{Affine, Result, Volume};
 
 /// How two scans are brought together before the network.
@@ -27,14 +28,21 @@ pub enum Align {
 }
 
 impl Align {
+    fn prealign(self) -> Prealign {
+        let find = |kind| Prealign::Find(AlignOptions { kind, ..Default::default() });
+        match self {
+            Self::Rigid => find(Kind::Rigid),
+            Self::Affine => find(Kind::Affine),
+            Self::None => Prealign::Given(Affine::IDENTITY),
+        }
+    }
+
     /// The affine from fixed to moving points.
     fn find(self, fixed: &Volume<f32>, moving: &Volume<f32>) -> Result<Affine> {
-        let kind = match self {
-            Self::Rigid => Kind::Rigid,
-            Self::Affine => Kind::Affine,
-            Self::None => return Ok(Affine::IDENTITY),
-        };
-        Ok(align(fixed, moving, &AlignOptions { kind, ..Default::default() })?.affine)
+        match self.prealign() {
+            Prealign::Given(affine) => Ok(affine),
+            Prealign::Find(options) => Ok(align(fixed, moving, &options)?.affine),
+        }
     }
 }
 

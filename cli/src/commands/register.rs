@@ -3,24 +3,25 @@
 use super::{Align, Precision};
 use anyhow::Context;
 use jrs_report::html::{Tile, Verdict};
-use jrs_report::registration_page::{OrganChange, RegistrationReport};
+use jrs_report::registration_page::{Check, OrganChange, RegistrationReport};
 use jrs_report::{OrganScores, RegistrationPictures, registration_page};
 use libjrs::align::{read_affine, write_affine};
 use libjrs::field::{invert_points, warp_labels};
 use libjrs::field_io::{NiftiFlavour, write_mha, write_nifti};
 use libjrs::landmarks::{NamedPoint, read_points, write_points};
-use libjrs::metrics::jacobian;
 use libjrs::model::Model;
 use libjrs::network::MARGIN;
 use libjrs::nifti::{Sample, read_image, read_labels, write_image, write_labels};
 use libjrs::preprocess::torso_mask;
-use libjrs::progress::Progress;
+use libjrs::progress::{Progress, Stopwatch};
 use libjrs::qa::{Agreement, QaInput, QaLimits, QaReport, Status, assess};
 use libjrs::refine::RefineOptions;
-use libjrs::register::{Prealign, RegisterOptions, Registration, register};
+use libjrs::register::{Forward, Prealign, RegisterOptions, Registration, register_meanwhile};
 use libjrs::{Error, Volume};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread::ScopedJoinHandle;
+use std::time::Instant;
 
 /// Arguments of `jrs register`.
 #[derive(clap::Args)]
@@ -76,21 +77,21 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // Everything is read and checked, the output folder too, before the work begins.
+    let started = Instant::now();
+    let mut clock = Stopwatch::start();
     let model = args.model.as_ref().map(Model::load).transpose()?;
-    let (fixed, moving) = (read_image(&args.fixed)?, read_image(&args.moving)?);
+    let (fixed, moving) = rayon::join(|| read_image(&args.fixed), || read_image(&args.moving));
+    let (fixed, moving) = (fixed?, moving?);
     let labels = labels_on(args.labels.as_deref(), &moving, &args.moving)?;
     let reference = labels_on(args.reference.as_deref(), &fixed, &args.fixed)?;
     let points = args.points.as_ref().map(read_points).transpose()?;
     let affine = args.affine.as_ref().map(read_affine).transpose()?;
     std::fs::create_dir_all(&args.out)
         .map_err(|e| Error::io(&args.out, e, "Give --out a folder that can be written"))?;
-    let affine = match affine {
-        Some(affine) => affine,
-        None => args.align.find(&fixed, &moving)?,
-    };
+    clock.lap("read");
 
     let options = RegisterOptions {
-        prealign: Prealign::Given(affine),
+        prealign: affine.map_or(args.align.prealign(), Prealign::Given),
         max_bytes: args.memory << 20,
         refine: RefineOptions { steps: args.refine.unwrap_or(0), ..Default::default() },
         both_directions: true,
@@ -101,17 +102,21 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let bar = super::phase("register", 100);
     let report = |stage: &str, done: usize, total: usize| bar.message(format!("{stage} {done}/{total}"));
     let progress = Progress { report: Some(&report), cancel: None };
-    let result = register(model.as_ref(), &fixed, &moving, &options, progress)?;
+    // The disk takes its time: the results are written while the backward direction is computed.
+    let write = |forward: &Forward| write_results(args, forward, labels.as_ref(), points.as_deref());
+    let (result, written) = register_meanwhile(model.as_ref(), &fixed, &moving, &options, progress, write)?;
+    let propagated = written?;
     bar.finish();
     for warning in &result.warnings {
         tracing::warn!("{warning}");
     }
 
-    let propagated = labels.as_ref().map(|l| warp_labels(l, &result.field, None));
-    write_results(args, &result, propagated.as_ref(), points.as_deref())?;
+    let mut timings = clock.laps().to_vec();
+    timings.extend(&result.timings);
+    let mut clock = Stopwatch::start();
     let spacing = model.as_ref().map_or(args.spacing, |m| m.manifest.preprocessing.spacing_mm);
     let qa = judge(&fixed, &moving, &result, labels.as_ref(), reference.as_ref(), spacing)?;
-    jrs_report::save(args.out.join("qa.json"), qa.to_json())?;
+    clock.lap("QA");
     let pictures = RegistrationPictures {
         fixed: &fixed,
         moving: &moving,
@@ -122,7 +127,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         field: Some(&result.field),
         jacobian: None,
     };
-    let page = page(args, &qa, &result, model.as_ref(), pictures.figures(360)?);
+    let figures = pictures.figures(360)?;
+    clock.lap("pictures");
+    jrs_report::save(args.out.join("qa.json"), qa.to_json())?;
+    timings.extend(clock.laps());
+    timings.push(("all of it", started.elapsed().as_secs_f64()));
+    let page = page(args, &qa, &result, &timings, model.as_ref(), figures);
     jrs_report::save(args.out.join("report.html"), registration_page(&page))?;
     if args.json {
         println!("{}", serde_json::to_string(&qa)?);
@@ -156,30 +166,28 @@ fn labels_on(
     Ok(Some(labels))
 }
 
+/// Everything but the report; the labels on the fixed grid.
 fn write_results(
     args: &Args,
-    result: &Registration,
-    propagated: Option<&Volume<u8>>,
+    result: &Forward,
+    labels: Option<&Volume<u8>>,
     points: Option<&[NamedPoint]>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<Volume<u8>>> {
     let out = |name: &str| args.out.join(name);
-    // Gzip runs on one thread per file.
-    let field = |name: &str, flavour| write_nifti(out(name), &result.field, flavour);
-    let (nifti, rest) = rayon::join(
-        || {
-            rayon::join(
-                || field("dvf.nii.gz", NiftiFlavour::Itk),
-                || field("dvf-ants.nii.gz", NiftiFlavour::Ants),
-            )
-        },
-        || {
-            write_mha(out("dvf.mha"), &result.field)?;
-            write_image(out("warped.nii.gz"), &result.warped, Sample::Int16)
-        },
-    );
-    nifti.0.and(nifti.1).and(rest)?;
+    // A thread per large file: one waits for the disk while another computes.
+    std::thread::scope(|scope| {
+        let mha = scope.spawn(|| write_mha(out("dvf.mha"), &result.field));
+        let itk = scope.spawn(|| write_nifti(out("dvf.nii.gz"), &result.field, NiftiFlavour::Itk));
+        let ants = scope.spawn(|| write_nifti(out("dvf-ants.nii.gz"), &result.field, NiftiFlavour::Ants));
+        let warped = scope.spawn(|| write_image(out("warped.nii.gz"), &result.warped, Sample::Int16));
+        let finished = |thread: ScopedJoinHandle<'_, libjrs::Result<()>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        [mha, itk, ants, warped].map(finished).into_iter().collect::<libjrs::Result<()>>()
+    })?;
     write_affine(out("affine.json"), &result.affine)?;
-    if let Some(propagated) = propagated {
+    let propagated = labels.map(|labels| warp_labels(labels, &result.field, None));
+    if let Some(propagated) = &propagated {
         write_labels(out("labels.nii.gz"), propagated)?;
     }
     if let Some(points) = points {
@@ -197,7 +205,7 @@ fn write_results(
             .collect();
         write_points(out("points.csv"), &named)?;
     }
-    Ok(())
+    Ok(propagated)
 }
 
 fn judge(
@@ -216,6 +224,7 @@ fn judge(
         moving,
         field: &local,
         affine: Some(&result.affine),
+        total: Some(&result.field),
         backward: result.backward.as_ref(),
         body: body.as_ref(),
         moving_labels: labels,
@@ -229,19 +238,20 @@ fn page(
     args: &Args,
     qa: &QaReport,
     result: &Registration,
+    timings: &[(&str, f64)],
     model: Option<&Model>,
     figures: Vec<jrs_report::Figure>,
 ) -> RegistrationReport {
-    let verdict = match qa.status {
+    let verdict = |status: Status| match status {
         Status::Ok => Verdict::Ok,
         Status::Review => Verdict::Review,
         Status::Reject => Verdict::Reject,
     };
-    let seconds: f64 = result.timings.iter().map(|(_, s)| s).sum();
+    let seconds = timings.last().map_or(0.0, |(_, all)| *all);
     let tile =
         |label: &str, value: String| Tile { label: label.into(), value, note: String::new(), verdict: None };
     let number = |v: Option<f64>, unit: &str| v.map_or("not measured".into(), |v| format!("{v:.3}{unit}"));
-    let folded = jacobian(&result.network_field).statistics(|_| true).map(|s| 100.0 * s.folded);
+    let folded = qa.jacobian.as_ref().map(|j| 100.0 * j.folded);
     let scores = |organ: &str, agreement: &Option<Agreement>| {
         agreement.as_ref().map(|a| OrganScores {
             organ: organ.to_owned(),
@@ -253,7 +263,7 @@ fn page(
     RegistrationReport {
         title: "Registration".into(),
         subtitle: format!("{} onto {}", args.moving.display(), args.fixed.display()),
-        verdict,
+        verdict: verdict(qa.status),
         reasons: qa.reasons.clone(),
         tiles: vec![
             tile("time", format!("{seconds:.1} s")),
@@ -267,7 +277,11 @@ fn page(
             tile("NCC before", number(qa.ncc_before, "")),
             tile("NCC after", number(qa.ncc_after, "")),
         ],
-        checks: Vec::new(),
+        checks: qa
+            .checks()
+            .into_iter()
+            .map(|c| Check { name: c.figure, value: c.value, limit: c.limit, verdict: verdict(c.status) })
+            .collect(),
         organs: qa
             .organs
             .iter()
@@ -279,12 +293,17 @@ fn page(
             })
             .collect(),
         figures,
-        provenance: provenance(args, result, model),
+        provenance: provenance(args, result, timings, model),
         footer: concat!("jrs ", env!("CARGO_PKG_VERSION")).into(),
     }
 }
 
-fn provenance(args: &Args, result: &Registration, model: Option<&Model>) -> Vec<(String, String)> {
+fn provenance(
+    args: &Args,
+    result: &Registration,
+    timings: &[(&str, f64)],
+    model: Option<&Model>,
+) -> Vec<(String, String)> {
     let mut facts = vec![
         ("fixed".into(), args.fixed.display().to_string()),
         ("moving".into(), args.moving.display().to_string()),
@@ -295,6 +314,6 @@ fn provenance(args: &Args, result: &Registration, model: Option<&Model>) -> Vec<
         facts.push(("model SHA-256".into(), model.sha256()));
         facts.push(("system".into(), model.manifest.training.system.clone()));
     }
-    facts.extend(result.timings.iter().map(|(stage, s)| (format!("seconds: {stage}"), format!("{s:.2}"))));
+    facts.extend(timings.iter().map(|(stage, s)| (format!("seconds: {stage}"), format!("{s:.2}"))));
     facts
 }

@@ -2,6 +2,7 @@
 
 use libjrs::geometry::Point;
 use libjrs::{DisplacementField, Result, Volume};
+use rayon::prelude::*;
 
 use crate::colour::{Scale, label_colour, label_name};
 use crate::html::{Figure, Picture};
@@ -84,7 +85,7 @@ impl RegistrationPictures<'_> {
     /// Displacement length over the fixed image with arrows, three planes.
     pub fn displacement(&self, field: &DisplacementField, panel_px: usize) -> RgbImage {
         let length = magnitude(field);
-        let scale = Scale::displacement(round_up(length.data.iter().copied().fold(0.0, f32::max)));
+        let scale = Scale::displacement(round_up(length.range()[1]));
         let mut montage = self.planes(panel_px, |view| {
             let step = view.pixel_mm() * view.size()[0] as f64 / 18.0;
             Overlay::ct(view, self.fixed, &Scale::soft_tissue())
@@ -123,37 +124,43 @@ impl RegistrationPictures<'_> {
     /// # Errors
     /// If a picture cannot be written as PNG.
     pub fn figures(&self, panel_px: usize) -> Result<Vec<Figure>> {
-        let mut figures = Vec::new();
-        let mut add = |image: RgbImage, caption: &str| -> Result<()> {
-            figures.push(Figure { picture: Picture::Png(image.png()?), caption: caption.into() });
-            Ok(())
-        };
-        add(
-            self.comparison(panel_px),
-            "Contours on the fixed image and intensity differences, before and after registration. \
-             Thin solid lines are the contours of the fixed image, where they are known.",
-        )?;
-        add(
-            self.checkerboard(panel_px),
-            "Checkerboard of the fixed image (grey) and the registered moving image (warm). Edges should run on \
-             from square to square.",
-        )?;
+        type Draw<'a> = Box<dyn Fn() -> RgbImage + Send + Sync + 'a>;
+        let mut figures: Vec<(Draw, &str)> = vec![
+            (
+                Box::new(|| self.comparison(panel_px)),
+                "Contours on the fixed image and intensity differences, before and after registration. \
+                 Thin solid lines are the contours of the fixed image, where they are known.",
+            ),
+            (
+                Box::new(|| self.checkerboard(panel_px)),
+                "Checkerboard of the fixed image (grey) and the registered moving image (warm). Edges should run \
+                 on from square to square.",
+            ),
+        ];
         if let Some(field) = self.field {
-            add(
-                self.displacement(field, panel_px),
+            figures.push((
+                Box::new(move || self.displacement(field, panel_px)),
                 "Length of the displacement; arrows run from a fixed point to the place where the moving image is \
                  read, in true length.",
-            )?;
-            add(self.deformed_grid(field, panel_px), "A regular lattice as the transformation bends it.")?;
+            ));
+            figures.push((
+                Box::new(move || self.deformed_grid(field, panel_px)),
+                "A regular lattice as the transformation bends it.",
+            ));
         }
         if let Some(jacobian) = self.jacobian {
-            add(
-                self.jacobian(jacobian, panel_px),
-                "Jacobian determinant: blue where tissue shrinks from the fixed to the moving image, orange where it \
-                 grows, magenta where the transformation folds.",
-            )?;
+            figures.push((
+                Box::new(move || self.jacobian(jacobian, panel_px)),
+                "Jacobian determinant: blue where tissue shrinks from the fixed to the moving image, orange where \
+                 it grows, magenta where the transformation folds.",
+            ));
         }
-        Ok(figures)
+        figures
+            .into_par_iter()
+            .map(|(draw, caption)| {
+                Ok(Figure { picture: Picture::Png(draw().png()?), caption: caption.into() })
+            })
+            .collect()
     }
 
     fn three_planes(&self, panel_px: usize, overlay: impl Fn(View) -> Overlay) -> RgbImage {

@@ -2,6 +2,7 @@
 
 use libjrs::geometry::Point;
 use libjrs::{DisplacementField, Volume};
+use rayon::prelude::*;
 
 use crate::colour::{Scale, label_colour};
 use crate::contour::contours;
@@ -220,13 +221,19 @@ pub fn magnitude(field: &DisplacementField) -> Volume<f32> {
         let [x, y, z] = field.at(i);
         (x * x + y * y + z * z).sqrt()
     };
-    Volume { grid: field.grid.clone(), data: (0..field.grid.len()).map(length).collect() }
+    Volume { grid: field.grid.clone(), data: (0..field.grid.len()).into_par_iter().map(length).collect() }
 }
 
 /// The labels that occur, background left out.
 pub(crate) fn labels_in(labels: &Volume<u8>) -> Vec<u8> {
-    let mut seen = [false; 256];
-    labels.data.iter().for_each(|&l| seen[usize::from(l)] = true);
+    let none = || [false; 256];
+    let seen = (labels.data.par_chunks(1 << 16))
+        .map(|part| {
+            let mut seen = none();
+            part.iter().for_each(|&l| seen[usize::from(l)] = true);
+            seen
+        })
+        .reduce(none, |a, b| std::array::from_fn(|l| a[l] || b[l]));
     (1..=255u8).filter(|&l| seen[usize::from(l)]).collect()
 }
 

@@ -5,6 +5,7 @@
 //! so that contours are smooth. Across the picture labels are read linearly: a contour in a slice shows that slice.
 
 use libjrs::Volume;
+use rayon::prelude::*;
 
 use crate::view::View;
 
@@ -156,9 +157,9 @@ fn inside<T>(volume: &Volume<T>, view: &View, pixel: [f64; 2]) -> Option<[f64; 3
     within.then_some(at)
 }
 
-fn per_pixel<T>(view: &View, value: impl Fn([f64; 2]) -> T) -> Vec<T> {
+fn per_pixel<T: Send>(view: &View, value: impl Fn([f64; 2]) -> T + Sync) -> Vec<T> {
     let [width, height] = view.size();
-    (0..width * height).map(|p| value([(p % width) as f64, (p / width) as f64])).collect()
+    (0..width * height).into_par_iter().map(|p| value([(p % width) as f64, (p / width) as f64])).collect()
 }
 
 #[cfg(test)]

@@ -1,28 +1,63 @@
 //! One field out of several steps, and the same field on another grid.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use super::warp::sample_clamped;
-use crate::geometry::{Affine, Grid, Point};
+use crate::geometry::{Affine, Grid, Point, mat_vec};
+use crate::resample::SAME_MM;
 use crate::volume::DisplacementField;
 
 /// The total field of `T(x) = affine(x + u(x))`: `u_total(x) = affine(x + u(x)) - x`, same grid, mm.
 pub fn compose_with_affine(field: &DisplacementField, affine: &Affine) -> DisplacementField {
-    field_on(&field.grid, |i, x| {
-        let u = field.at(i);
-        let y = affine.apply(std::array::from_fn(|a| x[a] + f64::from(u[a])));
-        std::array::from_fn(|a| y[a] - x[a])
+    // A (x + u) + t - x, with (A - I) x + t carried along the row.
+    let grid = &field.grid;
+    let matrix = affine.matrix;
+    let step = along(grid);
+    let rest: [[f64; 3]; 3] =
+        std::array::from_fn(|r| std::array::from_fn(|c| matrix[r][c] - f64::from(u8::from(r == c))));
+    let rest_step = mat_vec(&rest, step);
+    rows(grid, |first, place, [ux, uy, uz]| {
+        let start = mat_vec(&rest, place);
+        let u = field.u.each_ref().map(|u| &u[first..][..ux.len()]);
+        for (c, out) in [ux, uy, uz].into_iter().enumerate() {
+            let ([a, b, d], offset) = (matrix[c], start[c] + affine.translation[c]);
+            for (x, out) in out.iter_mut().enumerate() {
+                let turned = a * f64::from(u[0][x]) + b * f64::from(u[1][x]) + d * f64::from(u[2][x]);
+                *out = (offset + x as f64 * rest_step[c] + turned) as f32;
+            }
+        }
     })
 }
 
 /// `field` on another grid, trilinear; beyond the old grid its edge value goes on. Vectors stay as they are,
-/// because they are physical (LPS mm) and not tied to a grid.
-pub fn resample_field(field: &DisplacementField, grid: &Grid) -> DisplacementField {
-    field_on(grid, |_, x| sample_clamped(field, x))
+/// because they are physical (LPS mm) and not tied to a grid. Borrowed where it is on that grid already.
+pub fn resample_field<'a>(field: &'a DisplacementField, grid: &Grid) -> Cow<'a, DisplacementField> {
+    if field.grid.same_space(grid, SAME_MM) {
+        return Cow::Borrowed(field);
+    }
+    Cow::Owned(field_on(grid, |x| sample_clamped(field, x)))
 }
 
-/// Evaluates a displacement at every voxel (number and place), slices in parallel.
-fn field_on(grid: &Grid, u: impl Fn(usize, Point) -> [f64; 3] + Sync) -> DisplacementField {
+/// Evaluates a displacement at the place of every voxel, slices in parallel.
+pub(crate) fn field_on(grid: &Grid, u: impl Fn(Point) -> [f64; 3] + Sync) -> DisplacementField {
+    let step = along(grid);
+    rows(grid, |_, place, [ux, uy, uz]| {
+        for x in 0..ux.len() {
+            let value = u(std::array::from_fn(|a| place[a] + x as f64 * step[a]));
+            (ux[x], uy[x], uz[x]) = (value[0] as f32, value[1] as f32, value[2] as f32);
+        }
+    })
+}
+
+/// From one voxel of a row to the next, mm.
+fn along(grid: &Grid) -> [f64; 3] {
+    std::array::from_fn(|r| grid.direction[r][0] * grid.spacing[0])
+}
+
+/// Fills a field row by row: number and place of the row's first voxel, and where its components go.
+fn rows(grid: &Grid, fill: impl Fn(usize, Point, [&mut [f32]; 3]) + Sync) -> DisplacementField {
     let [nx, ny, _] = grid.size;
     let mut field = DisplacementField::zero(grid.clone());
     let slice = (nx * ny).max(1);
@@ -31,10 +66,10 @@ fn field_on(grid: &Grid, u: impl Fn(usize, Point) -> [f64; 3] + Sync) -> Displac
         .into_par_iter()
         .enumerate()
         .for_each(|(z, (ux, uy, uz))| {
-            for i in 0..ux.len() {
-                let place = grid.to_physical([(i % nx) as f64, (i / nx) as f64, z as f64]);
-                let value = u(z * slice + i, place);
-                (ux[i], uy[i], uz[i]) = (value[0] as f32, value[1] as f32, value[2] as f32);
+            let components = ux.chunks_mut(nx).zip(uy.chunks_mut(nx)).zip(uz.chunks_mut(nx));
+            for (y, ((ux, uy), uz)) in components.enumerate() {
+                let place = grid.to_physical([0.0, y as f64, z as f64]);
+                fill(grid.index(0, y, z), place, [ux, uy, uz]);
             }
         });
     field
@@ -48,7 +83,7 @@ mod tests {
 
     /// A field that is linear in space, which trilinear interpolation reproduces exactly.
     fn linear_field(grid: Grid) -> DisplacementField {
-        field_on(&grid, |_, p| [0.1 * p[0] - 0.05 * p[1], 0.02 * p[2] + 1.0, -0.03 * p[0]])
+        field_on(&grid, |p| [0.1 * p[0] - 0.05 * p[1], 0.02 * p[2] + 1.0, -0.03 * p[0]])
     }
 
     #[test]
@@ -78,5 +113,6 @@ mod tests {
         for c in 0..3 {
             assert!(resampled.u[c].iter().zip(&expected.u[c]).all(|(a, b)| (a - b).abs() < 1e-5));
         }
+        assert!(matches!(resample_field(&field, &field.grid.clone()), Cow::Borrowed(same) if *same == field));
     }
 }

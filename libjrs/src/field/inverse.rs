@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::warp::{sample, sample_clamped};
 use crate::geometry::{Affine, Point, determinant, distance};
-use crate::metrics::{mean, percentile_of_sorted};
+use crate::metrics::percentiles;
 use crate::volume::{DisplacementField, Volume};
 use crate::{Error, Result};
 
@@ -139,7 +139,7 @@ pub fn inverse_consistency(
         ));
     }
     let [nx, ny, nz] = grid.size;
-    let per_slice: Vec<(Vec<f64>, usize)> = (0..nz)
+    let per_slice: Vec<(Vec<f32>, usize)> = (0..nz)
         .into_par_iter()
         .map(|z| {
             let (mut errors, mut left_out) = (Vec::new(), 0);
@@ -153,7 +153,9 @@ pub fn inverse_consistency(
                     let u = forward.at(i);
                     let there: Point = std::array::from_fn(|a| start[a] + f64::from(u[a]));
                     match sample(backward, there) {
-                        Some(v) => errors.push(distance(std::array::from_fn(|a| there[a] + v[a]), start)),
+                        Some(v) => {
+                            errors.push(distance(std::array::from_fn(|a| there[a] + v[a]), start) as f32)
+                        }
                         None => left_out += 1,
                     }
                 }
@@ -162,16 +164,11 @@ pub fn inverse_consistency(
         })
         .collect();
     let left_out = per_slice.iter().map(|s| s.1).sum();
-    let mut errors: Vec<f64> = per_slice.into_iter().flat_map(|s| s.0).collect();
-    let Some(mean_mm) = mean(&errors) else { return Ok(None) };
-    errors.par_sort_unstable_by(f64::total_cmp);
-    Ok(Some(InverseConsistency {
-        mean_mm,
-        p95_mm: percentile_of_sorted(&errors, 95.0),
-        max_mm: errors[errors.len() - 1],
-        voxels: errors.len(),
-        left_out,
-    }))
+    let errors: Vec<Vec<f32>> = per_slice.into_iter().map(|s| s.0).collect();
+    let Some([p95_mm, max_mm]) = percentiles(&errors, [95.0, 100.0]) else { return Ok(None) };
+    let voxels: usize = errors.iter().map(Vec::len).sum();
+    let sum: f64 = errors.iter().map(|slice| slice.iter().map(|&e| f64::from(e)).sum::<f64>()).sum();
+    Ok(Some(InverseConsistency { mean_mm: sum / voxels as f64, p95_mm, max_mm, voxels, left_out }))
 }
 
 #[cfg(test)]

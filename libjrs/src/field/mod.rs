@@ -12,6 +12,7 @@ mod inverse;
 pub(crate) mod trilinear;
 mod warp;
 
+pub(crate) use compose::field_on;
 pub use compose::{compose_with_affine, resample_field};
 pub use inverse::{InverseConsistency, InversePoint, TOLERANCE_MM, inverse_consistency, invert_points};
 pub(crate) use warp::heaviest_label;

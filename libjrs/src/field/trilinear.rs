@@ -25,7 +25,8 @@ impl Cell {
         let mut cell = Cell { base: 0, step: [0; 3], fraction: [0.0; 3] };
         for a in 0..3 {
             let position = index[a].clamp(0.0, (size[a] - 1) as f64);
-            let lower = position as usize;
+            // Through i32, which is one instruction; usize is several.
+            let lower = position as i32 as usize;
             cell.base += lower * stride[a];
             if lower + 1 < size[a] {
                 cell.step[a] = stride[a];
@@ -54,8 +55,11 @@ impl Cell {
     /// The interpolated value of `data`.
     #[inline]
     pub fn interpolate(&self, data: &[f32]) -> f64 {
-        let weights = self.weights();
-        self.corners().iter().zip(weights).map(|(&i, w)| f64::from(data[i]) * w).sum()
+        let ([x, y, z], [fx, fy, fz]) = (self.step, self.fraction);
+        let between = |low: f64, high: f64, fraction: f64| low + fraction * (high - low);
+        let edge = |i: usize| between(f64::from(data[i]), f64::from(data[i + x]), fx);
+        let face = |i: usize| between(edge(i), edge(i + y), fy);
+        between(face(self.base), face(self.base + z), fz)
     }
 }
 
@@ -81,10 +85,36 @@ impl IndexMap {
         Self { voxel_part: mat_mul(&u_part, &to_physical), u_part, constant: mat_vec(&to_index, offset) }
     }
 
+    /// The row of voxels `(.., y, z)`.
     #[inline]
-    pub fn apply(&self, x: usize, y: usize, z: usize, u: [f32; 3]) -> [f64; 3] {
-        let a = mat_vec(&self.voxel_part, [x as f64, y as f64, z as f64]);
-        let b = mat_vec(&self.u_part, u.map(f64::from));
-        std::array::from_fn(|i| a[i] + b[i] + self.constant[i])
+    pub fn row(&self, y: usize, z: usize) -> IndexRow<'_> {
+        let start = mat_vec(&self.voxel_part, [0.0, y as f64, z as f64]);
+        IndexRow {
+            start: std::array::from_fn(|i| start[i] + self.constant[i]),
+            step: std::array::from_fn(|i| self.voxel_part[i][0]),
+            u_part: &self.u_part,
+        }
+    }
+}
+
+/// [`IndexMap`] along one row.
+pub(crate) struct IndexRow<'a> {
+    start: [f64; 3],
+    step: [f64; 3],
+    u_part: &'a [[f64; 3]; 3],
+}
+
+impl IndexRow<'_> {
+    /// Without a displacement.
+    #[inline]
+    pub fn at(&self, x: usize) -> [f64; 3] {
+        std::array::from_fn(|i| self.start[i] + x as f64 * self.step[i])
+    }
+
+    /// Moved by `u`.
+    #[inline]
+    pub fn moved(&self, x: usize, u: [f32; 3]) -> [f64; 3] {
+        let (at, by) = (self.at(x), mat_vec(self.u_part, u.map(f64::from)));
+        std::array::from_fn(|i| at[i] + by[i])
     }
 }

@@ -65,9 +65,9 @@ fn through_field<T: Sync, V: Copy + Send + Default>(
     let mut data = vec![V::default(); fixed.len()];
     data.par_chunks_mut((nx * ny).max(1)).enumerate().for_each(|(z, slice)| {
         for y in 0..ny {
-            for x in 0..nx {
-                let index = map.apply(x, y, z, field.at(fixed.index(x, y, z)));
-                slice[x + nx * y] = value(Cell::inside(moving.grid.size, index));
+            let (row, first) = (map.row(y, z), fixed.index(0, y, z));
+            for (x, out) in slice[nx * y..][..nx].iter_mut().enumerate() {
+                *out = value(Cell::inside(moving.grid.size, row.moved(x, field.at(first + x))));
             }
         }
     });

@@ -6,8 +6,12 @@ use std::path::Path;
 
 use crate::atomic::write_atomically;
 use crate::geometry::{checked_grid, voxel_count};
+use crate::gzip::in_order;
 use crate::volume::DisplacementField;
 use crate::{Error, Result};
+
+/// Voxels that are put together at a time.
+const VOXELS: usize = 1 << 17;
 
 /// Writes `field` as MetaImage: `MET_FLOAT`, 3 channels, uncompressed, LPS geometry and vectors.
 ///
@@ -32,13 +36,14 @@ pub fn write_mha(path: impl AsRef<Path>, field: &DisplacementField) -> Result<()
     );
     write_atomically(path.as_ref(), |file| {
         file.write_all(header.as_bytes())?;
-        let [x, y, z] = &field.u;
-        for ((x, y), z) in x.iter().zip(y).zip(z) {
-            file.write_all(&x.to_le_bytes())?;
-            file.write_all(&y.to_le_bytes())?;
-            file.write_all(&z.to_le_bytes())?;
-        }
-        Ok(())
+        let [x, y, z] = field.u.each_ref().map(|component| component.chunks(VOXELS).collect::<Vec<_>>());
+        let interleaved = |i: usize| {
+            let vectors = x[i].iter().zip(y[i]).zip(z[i]);
+            let bytes: Vec<[[u8; 4]; 3]> =
+                vectors.map(|((x, y), z)| [x, y, z].map(|c| c.to_le_bytes())).collect();
+            bytes.into_flattened().into_flattened()
+        };
+        in_order(x.len(), interleaved, |bytes| file.write_all(&bytes))
     })
 }
 

@@ -48,15 +48,8 @@ pub fn write_nifti(path: impl AsRef<Path>, field: &DisplacementField, flavour: N
         description: "displacement field, mm",
     };
     let header = header(path, &field.grid, &kind)?;
-    write_file(path, &header, |out| {
-        for (component, sign) in field.u.iter().zip(flavour.signs()) {
-            for chunk in component.chunks(1 << 16) {
-                let bytes: Vec<u8> = chunk.iter().flat_map(|v| (v * sign).to_le_bytes()).collect();
-                out.write_all(&bytes)?;
-            }
-        }
-        Ok(())
-    })
+    let signs = flavour.signs();
+    write_file(path, &header, &field.u.each_ref().map(Vec::as_slice), |c, v| (v * signs[c]).to_le_bytes())
 }
 
 /// Reads a 5-D NIfTI-1 field of intent 1006 (RAS vectors) or 1007 (LPS vectors), float32 or float64, of

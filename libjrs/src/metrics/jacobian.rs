@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::statistics::{mean, percentile_of_sorted, standard_deviation};
+use super::statistics::percentiles;
 use crate::geometry::{Grid, determinant};
 use crate::volume::DisplacementField;
 
@@ -44,62 +44,79 @@ pub struct JacobianStatistics {
     pub sd_log_j: f64,
 }
 
-/// Determinants by central differences in mm; derivatives along the grid's axes are turned to LPS, so any
-/// oblique and anisotropic grid is right.
+/// Determinants by central differences in mm, in LPS, so any oblique and anisotropic grid is right.
 pub fn jacobian(field: &DisplacementField) -> Jacobian {
     let full = &field.grid;
     let size = full.size.map(|n| n.saturating_sub(2 * BORDER));
     let origin = full.to_physical([BORDER as f64; 3]);
     let grid = Grid { size, origin, ..full.clone() };
+    // Derivatives g along the grid's axes turn to LPS by the transposed direction d, which is orthonormal:
+    // det(1 + g dᵀ) = det(d + g) det(d).
+    let direction = full.direction.map(|row| row.map(|v| v as f32));
+    let handedness = determinant(&full.direction) as f32;
+    let per_mm = full.spacing.map(|s| (0.5 / s) as f32);
     let stride = [1, full.size[0], full.size[0] * full.size[1]];
     let mut values = vec![0.0f32; grid.len()];
-    values.par_chunks_mut((size[0] * size[1]).max(1)).enumerate().for_each(|(z, slice)| {
-        for (i, value) in slice.iter_mut().enumerate() {
-            let at = full.index(i % size[0] + BORDER, i / size[0] + BORDER, z + BORDER);
-            let along_axis: [[f64; 3]; 3] = std::array::from_fn(|r| {
+    let rows_of = |z: usize, slice: &mut [f32]| {
+        for (y, row) in slice.chunks_mut(size[0].max(1)).enumerate() {
+            let start = full.index(BORDER, y + BORDER, z + BORDER);
+            let sides: [[[&[f32]; 2]; 3]; 3] = std::array::from_fn(|r| {
                 std::array::from_fn(|a| {
-                    let (upper, lower) = (field.u[r][at + stride[a]], field.u[r][at - stride[a]]);
-                    (f64::from(upper) - f64::from(lower)) / (2.0 * full.spacing[a])
+                    [start - stride[a], start + stride[a]].map(|first| &field.u[r][first..][..row.len()])
                 })
             });
-            // The columns of the direction matrix are orthonormal: d/dx_c = sum_a direction[c][a] d/ds_a.
-            let gradient: [[f64; 3]; 3] = std::array::from_fn(|r| {
-                std::array::from_fn(|c| {
-                    let own = if r == c { 1.0 } else { 0.0 };
-                    own + (0..3).map(|a| along_axis[r][a] * full.direction[c][a]).sum::<f64>()
-                })
-            });
-            *value = determinant(&gradient) as f32;
+            for (x, value) in row.iter_mut().enumerate() {
+                let m: [[f32; 3]; 3] = std::array::from_fn(|r| {
+                    std::array::from_fn(|a| {
+                        direction[r][a] + (sides[r][a][1][x] - sides[r][a][0][x]) * per_mm[a]
+                    })
+                });
+                let minor = |a: usize, b: usize| m[1][a] * m[2][b] - m[1][b] * m[2][a];
+                let det = m[0][0] * minor(1, 2) - m[0][1] * minor(0, 2) + m[0][2] * minor(0, 1);
+                *value = handedness * det;
+            }
         }
-    });
+    };
+    values.par_chunks_mut((size[0] * size[1]).max(1)).enumerate().for_each(|(z, slice)| rows_of(z, slice));
     Jacobian { grid, determinant: values, full_size: full.size }
 }
 
 impl Jacobian {
     /// Statistics over the interior voxels whose number in the field's **full** grid `selected` accepts
     /// (so a mask or a label map on the fixed grid is used as it is); `None` if there are none.
-    pub fn statistics(&self, selected: impl Fn(usize) -> bool) -> Option<JacobianStatistics> {
+    pub fn statistics(&self, selected: impl Fn(usize) -> bool + Sync) -> Option<JacobianStatistics> {
         let [nx, ny, _] = self.grid.size;
-        let full_index = |i: usize| {
-            let (x, y, z) = (i % nx + BORDER, i / nx % ny + BORDER, i / (nx * ny) + BORDER);
-            x + self.full_size[0] * (y + self.full_size[1] * z)
-        };
-        let mut values: Vec<f64> = (self.determinant.iter().enumerate())
-            .filter(|(i, _)| selected(full_index(*i)))
-            .map(|(_, &j)| f64::from(j))
+        let slices: Vec<Vec<f32>> = self
+            .determinant
+            .par_chunks((nx * ny).max(1))
+            .enumerate()
+            .map(|(z, slice)| {
+                let full = |i: usize| {
+                    let (x, y, z) = (i % nx + BORDER, i / nx + BORDER, z + BORDER);
+                    x + self.full_size[0] * (y + self.full_size[1] * z)
+                };
+                slice.iter().enumerate().filter(|(i, _)| selected(full(*i))).map(|(_, &j)| j).collect()
+            })
             .collect();
-        values.par_sort_unstable_by(f64::total_cmp);
-        let logarithms: Vec<f64> = values.par_iter().map(|j| j.max(1e-9).ln()).collect();
+        let [min, p1, p99, max] = percentiles(&slices, [0.0, 1.0, 99.0, 100.0])?;
+        let voxels: usize = slices.iter().map(Vec::len).sum();
+        // Per slice, joined in order.
+        let mean_of = |term: &(dyn Fn(f64) -> f64 + Sync)| {
+            let sum = |slice: &Vec<f32>| slice.iter().map(|&j| term(f64::from(j))).sum::<f64>();
+            slices.par_iter().map(sum).collect::<Vec<f64>>().iter().sum::<f64>() / voxels as f64
+        };
+        let logarithm = |j: f64| j.max(1e-9).ln();
+        let (mean, mean_log) = (mean_of(&|j| j), mean_of(&logarithm));
         Some(JacobianStatistics {
-            voxels: values.len(),
-            mean: mean(&values)?,
-            std: standard_deviation(&values)?,
-            min: *values.first()?,
-            max: *values.last()?,
-            p1: percentile_of_sorted(&values, 1.0),
-            p99: percentile_of_sorted(&values, 99.0),
-            folded: values.iter().filter(|j| **j <= 0.0).count() as f64 / values.len() as f64,
-            sd_log_j: standard_deviation(&logarithms)?,
+            voxels,
+            mean,
+            std: mean_of(&|j| (j - mean).powi(2)).sqrt(),
+            min,
+            max,
+            p1,
+            p99,
+            folded: mean_of(&|j| f64::from(u8::from(j <= 0.0))),
+            sd_log_j: mean_of(&|j| (logarithm(j) - mean_log).powi(2)).sqrt(),
         })
     }
 }

@@ -19,11 +19,12 @@ mod overlap;
 mod statistics;
 mod surface;
 
+pub(crate) use correlation::Moments;
 pub use correlation::correlation;
 pub use distance::distance_transform;
 pub use jacobian::{Jacobian, JacobianStatistics, jacobian};
 pub use landmark_error::{TargetRegistrationError, target_registration_error};
 pub use overlap::{dice, structure_volume};
-pub(crate) use statistics::percentile_of_sorted;
+pub(crate) use statistics::percentiles;
 pub use statistics::{mean, percentile, standard_deviation};
 pub use surface::{SurfaceDistances, surface_distances};

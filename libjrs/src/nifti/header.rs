@@ -1,11 +1,10 @@
 //! The NIfTI-1 header (field offsets: nifti1.h), shared by images and displacement fields.
 
 use std::fs;
-use std::io::Read;
 use std::path::Path;
 
 use crate::geometry::{Grid, checked_grid, determinant};
-use crate::{Error, Result};
+use crate::{Error, Result, gzip};
 
 pub(crate) const HEADER_BYTES: usize = 348;
 /// Header plus the four bytes that say "no extension follows".
@@ -35,11 +34,7 @@ pub(crate) fn contents(path: &Path) -> Result<Vec<u8>> {
     if !bytes.starts_with(&[0x1f, 0x8b]) {
         return Ok(bytes);
     }
-    let mut inflated = Vec::new();
-    flate2::read::MultiGzDecoder::new(&bytes[..])
-        .read_to_end(&mut inflated)
-        .map_err(|e| Error::io(path, e, "The gzip part is damaged; copy the file again"))?;
-    Ok(inflated)
+    gzip::read(&bytes).map_err(|e| Error::io(path, e, "The gzip part is damaged; copy the file again"))
 }
 
 /// RAS affine of a grid: rows 0 and 1 of the LPS affine negated.

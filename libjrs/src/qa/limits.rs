@@ -64,91 +64,144 @@ impl Default for QaLimits {
     }
 }
 
+/// One figure beside its limit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Check {
+    /// What was measured.
+    pub figure: String,
+    /// The value with its unit.
+    pub value: String,
+    /// What is acceptable, in words.
+    pub limit: String,
+    /// Outcome of this check alone.
+    pub status: Status,
+    /// A sentence, if the limit is exceeded.
+    pub reason: Option<String>,
+}
+
 impl QaLimits {
-    /// The verdict on a report's figures, with one sentence per exceeded limit.
-    pub fn judge(&self, report: &QaReport) -> (Status, Vec<String>) {
-        let mut verdict = Verdict { status: Status::Ok, reasons: Vec::new() };
+    /// Every figure of a report that there is, against these limits.
+    pub fn checks(&self, report: &QaReport) -> Vec<Check> {
         let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+        let mm = |length: f64| format!("{length:.1} mm");
+        let mut checks = Vec::new();
 
         let regions = report.jacobian.iter().map(|j| ("the body", j));
         let organs = report.organs.iter().filter_map(|o| Some((&o.name[..], o.jacobian.as_ref()?)));
         for (place, jacobian) in regions.chain(organs) {
-            let (review, reject) = (self.folding_review, self.folding_reject);
-            verdict.above(jacobian.folded, review, reject, |limit| {
-                format!(
-                    "the field folds in {} of {place} (limit {})",
-                    percent(jacobian.folded),
-                    percent(limit)
-                )
-            });
+            let limits = [self.folding_review, self.folding_reject];
+            checks.push(at_most(
+                format!("folding in {place}"),
+                jacobian.folded,
+                limits,
+                percent,
+                |value, limit| format!("the field folds in {value} of {place} (limit {limit})"),
+            ));
         }
         if let Some(error) = &report.inverse_consistency {
-            let limits = (self.inverse_consistency_p95_review_mm, self.inverse_consistency_p95_reject_mm);
-            verdict.above(error.p95_mm, limits.0, limits.1, |limit| {
-                format!("forward and backward differ by {:.1} mm at p95 (limit {limit} mm)", error.p95_mm)
-            });
+            let limits = [self.inverse_consistency_p95_review_mm, self.inverse_consistency_p95_reject_mm];
+            checks.push(at_most(
+                "inverse consistency (p95)".into(),
+                error.p95_mm,
+                limits,
+                mm,
+                |value, limit| format!("forward and backward differ by {value} at p95 (limit {limit})"),
+            ));
         }
         for organ in &report.organs {
             let Some(ratio) = organ.volume_ratio else { continue };
-            let outside = |[low, high]: [f64; 2]| !(low..=high).contains(&ratio);
-            let reason = |[low, high]: [f64; 2]| {
-                format!("the {} has {ratio:.2} times its volume (limits {low} to {high})", organ.name)
-            };
-            if outside(self.volume_ratio_reject) {
-                verdict.add(Status::Reject, reason(self.volume_ratio_reject));
-            } else if outside(self.volume_ratio_review) {
-                verdict.add(Status::Review, reason(self.volume_ratio_review));
-            }
+            let limits =
+                [(Status::Reject, self.volume_ratio_reject), (Status::Review, self.volume_ratio_review)];
+            let exceeded = limits.into_iter().find(|(_, [low, high])| !(*low..=*high).contains(&ratio));
+            let [low, high] = self.volume_ratio_review;
+            checks.push(Check {
+                figure: format!("volume of the {}, after / before", organ.name),
+                value: format!("{ratio:.2}"),
+                limit: format!("{low} to {high}"),
+                status: exceeded.map_or(Status::Ok, |(status, _)| status),
+                reason: exceeded.map(|(_, [low, high])| {
+                    format!("the {} has {ratio:.2} times its volume (limits {low} to {high})", organ.name)
+                }),
+            });
         }
-        match (report.ncc_before, report.ncc_after) {
-            (Some(before), Some(after)) => {
-                verdict.above(before - after, self.ncc_drop_review, self.ncc_drop_reject, |limit| {
+        checks.extend(self.similarity(report));
+        let limits = [self.out_of_field_review, self.out_of_field_reject];
+        checks.push(at_most(
+            "sent outside the moving image".into(),
+            report.out_of_field,
+            limits,
+            percent,
+            |value, limit| format!("{value} of the body is sent outside the moving image (limit {limit})"),
+        ));
+        let (beyond, limits) =
+            (report.displacement.beyond_capture_range, [self.beyond_capture_range_review, f64::INFINITY]);
+        checks.push(at_most(
+            "moved beyond the capture range".into(),
+            beyond,
+            limits,
+            percent,
+            |value, limit| format!("{value} of the body moves beyond the capture range (limit {limit})"),
+        ));
+        checks
+    }
+
+    /// The NCC must not fall; `None` if there was none before.
+    fn similarity(&self, report: &QaReport) -> Option<Check> {
+        let before = report.ncc_before?;
+        let figure = "NCC, before → after".to_owned();
+        let limit = match self.ncc_drop_review {
+            0.0 => "no fall".to_owned(),
+            drop => format!("a fall of at most {drop}"),
+        };
+        Some(match report.ncc_after {
+            Some(after) => {
+                let limits = [self.ncc_drop_review, self.ncc_drop_reject];
+                let reason = |_: &str, limit: &str| {
                     format!("the NCC fell from {before:.4} to {after:.4} (limit: by {limit})")
-                });
+                };
+                let check = at_most(figure, before - after, limits, |drop| drop.to_string(), reason);
+                Check { value: format!("{before:.4} → {after:.4}"), limit, ..check }
             }
-            (Some(_), None) => verdict.add(
-                Status::Review,
-                "the images cannot be compared after registration: no overlap, or one is constant".into(),
-            ),
-            (None, _) => {}
-        }
-        verdict.above(report.out_of_field, self.out_of_field_review, self.out_of_field_reject, |limit| {
-            format!(
-                "{} of the body is sent outside the moving image (limit {})",
-                percent(report.out_of_field),
-                percent(limit)
-            )
-        });
-        let beyond = report.displacement.beyond_capture_range;
-        verdict.above(beyond, self.beyond_capture_range_review, f64::INFINITY, |limit| {
-            format!(
-                "{} of the body moves beyond the capture range (limit {})",
-                percent(beyond),
-                percent(limit)
-            )
-        });
-        (verdict.status, verdict.reasons)
+            None => Check {
+                figure,
+                value: format!("{before:.4} → none"),
+                limit,
+                status: Status::Review,
+                reason: Some(
+                    "the images cannot be compared after registration: no overlap, or one is constant".into(),
+                ),
+            },
+        })
+    }
+
+    /// The verdict on a report's figures, with one sentence per exceeded limit.
+    pub fn judge(&self, report: &QaReport) -> (Status, Vec<String>) {
+        let checks = self.checks(report);
+        let worst = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
+        (worst, checks.into_iter().filter_map(|check| check.reason).collect())
     }
 }
 
-struct Verdict {
-    status: Status,
-    reasons: Vec<String>,
-}
-
-impl Verdict {
-    fn add(&mut self, status: Status, reason: String) {
-        self.status = self.status.max(status);
-        self.reasons.push(reason);
-    }
-
-    /// Adds `reason(limit)` for the highest limit that `value` exceeds.
-    fn above(&mut self, value: f64, review: f64, reject: f64, reason: impl Fn(f64) -> String) {
-        if value > reject {
-            self.add(Status::Reject, reason(reject));
-        } else if value > review {
-            self.add(Status::Review, reason(review));
-        }
+/// A figure that may be at most `review`, or at worst `reject`; `reason` gets the value and the highest limit that it
+/// exceeds, as `show` writes them.
+fn at_most(
+    figure: String,
+    value: f64,
+    [review, reject]: [f64; 2],
+    show: impl Fn(f64) -> String,
+    reason: impl Fn(&str, &str) -> String,
+) -> Check {
+    let exceeded = match value {
+        v if v > reject => Some((Status::Reject, reject)),
+        v if v > review => Some((Status::Review, review)),
+        _ => None,
+    };
+    Check {
+        figure,
+        value: show(value),
+        limit: format!("at most {}", show(review)),
+        status: exceeded.map_or(Status::Ok, |(status, _)| status),
+        reason: exceeded.map(|(_, limit)| reason(&show(value), &show(limit))),
     }
 }
 
@@ -164,12 +217,14 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_reason_counts() {
-        let mut verdict = Verdict { status: Status::Ok, reasons: Vec::new() };
-        verdict.above(0.5, 1.0, 2.0, |_| "no".into());
-        assert_eq!(verdict.status, Status::Ok);
-        verdict.above(3.0, 1.0, 2.0, |limit| format!("{limit}"));
-        verdict.above(1.5, 1.0, 2.0, |limit| format!("{limit}"));
-        assert_eq!((verdict.status, verdict.reasons.join(" ")), (Status::Reject, "2 1".to_owned()));
+    fn the_highest_exceeded_limit_counts() {
+        let check = |value| {
+            at_most("f".into(), value, [1.0, 2.0], |v| format!("{v} mm"), |v, limit| format!("{v} > {limit}"))
+        };
+        let said = |value| (check(value).status, check(value).reason);
+        assert_eq!(said(1.0), (Status::Ok, None));
+        assert_eq!(said(1.5), (Status::Review, Some("1.5 mm > 1 mm".into())));
+        assert_eq!(said(3.0), (Status::Reject, Some("3 mm > 2 mm".into())));
+        assert_eq!(check(3.0).limit, "at most 1 mm");
     }
 }

@@ -6,17 +6,21 @@
 
 mod limits;
 
-pub use limits::{QaLimits, Status};
+pub use limits::{Check, QaLimits, Status};
+
+use std::borrow::Cow;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::field::{self, InverseConsistency, compose_with_affine, out_of_field, warp_image, warp_labels};
+use crate::field::trilinear::{Cell, IndexMap};
+use crate::field::{self, InverseConsistency, compose_with_affine, warp_labels};
 use crate::geometry::Affine;
 use crate::metrics::{
-    self, JacobianStatistics, SurfaceDistances, correlation, dice, percentile_of_sorted, structure_volume,
+    self, JacobianStatistics, Moments, SurfaceDistances, dice, percentiles, structure_volume,
     surface_distances,
 };
+use crate::resample::resample_labels;
 use crate::volume::{DisplacementField, Volume};
 use crate::{Error, Result};
 
@@ -34,6 +38,8 @@ pub struct QaInput<'a> {
     pub field: &'a DisplacementField,
     /// The pre-alignment the field was found after: `T(x) = affine(x + u(x))`.
     pub affine: Option<&'a Affine>,
+    /// [`compose_with_affine`] of the two, where it is at hand; made where it is needed and not given.
+    pub total: Option<&'a DisplacementField>,
     /// The **total** field from moving to fixed, on the moving grid, for inverse consistency.
     pub backward: Option<&'a DisplacementField>,
     /// The patient (not 0) on the fixed grid; without it every voxel counts as body.
@@ -111,6 +117,11 @@ pub struct Agreement {
 }
 
 impl QaReport {
+    /// Every judged figure beside its limit.
+    pub fn checks(&self) -> Vec<Check> {
+        self.limits.checks(self)
+    }
+
     /// The report as indented JSON.
     pub fn to_json(&self) -> String {
         // Cannot fail: no maps with other keys than text, and no writer that could.
@@ -124,42 +135,115 @@ impl QaReport {
 /// If the inputs are not on the grids they should be on, the body is empty, or the field holds NaN or infinity.
 pub fn assess(input: &QaInput, limits: &QaLimits) -> Result<QaReport> {
     check(input)?;
-    let QaInput { fixed, moving, field, affine, .. } = *input;
-    let in_body = |i: usize| input.body.is_none_or(|body| body.data[i] != 0);
-    let displacement = displacement_figures(field, input.capture_range_mm, in_body)
-        .ok_or_else(|| Error::input("the body mask is empty", "Give a mask of the patient, or none"))?;
+    let QaInput { field, affine, .. } = *input;
+    let body = Sweep::over(input);
+    let nobody = || Error::input("the body mask is empty", "Give a mask of the patient, or none");
+    let [p95_mm, max_mm] = percentiles(&body.lengths, [95.0, 100.0]).ok_or_else(nobody)?;
+    let voxels = body.voxels as f64;
 
     let jacobian = metrics::jacobian(field);
-    let start = DisplacementField::zero(field.grid.clone());
-    let ncc = |u: &DisplacementField| {
-        let (warped, gone) = (warp_image(moving, u, affine, 0.0), out_of_field(moving, u, affine));
-        correlation(&fixed.data, &warped.data, |i| in_body(i) && gone.data[i] == 0)
-    };
-    let gone = out_of_field(moving, field, affine);
-    let body_voxels = (0..field.grid.len()).filter(|&i| in_body(i)).count();
-    let lost_voxels = (0..field.grid.len()).filter(|&i| in_body(i) && gone.data[i] == 1).count();
     let inverse_consistency = match input.backward {
         None => None,
         Some(backward) => {
-            let total = affine.map(|affine| compose_with_affine(field, affine));
-            field::inverse_consistency(total.as_ref().unwrap_or(field), backward, input.body)?
+            let total = match (input.total, affine) {
+                (Some(total), _) => Cow::Borrowed(total),
+                (None, Some(affine)) => Cow::Owned(compose_with_affine(field, affine)),
+                (None, None) => Cow::Borrowed(field),
+            };
+            field::inverse_consistency(&total, backward, input.body)?
         }
     };
-
     let mut report = QaReport {
         status: Status::Ok,
         reasons: Vec::new(),
-        displacement,
-        jacobian: jacobian.statistics(in_body),
+        displacement: DisplacementFigures {
+            mean_mm: body.length_sum / voxels,
+            p95_mm,
+            max_mm,
+            beyond_capture_range: body.beyond as f64 / voxels,
+        },
+        jacobian: jacobian.statistics(|i| input.in_body(i)),
         inverse_consistency,
-        ncc_before: ncc(&start),
-        ncc_after: ncc(field),
-        out_of_field: lost_voxels as f64 / body_voxels as f64,
-        organs: organ_figures(input, &start, &jacobian)?,
+        ncc_before: body.before.correlation(),
+        ncc_after: body.after.correlation(),
+        out_of_field: body.lost as f64 / voxels,
+        organs: organ_figures(input, &jacobian)?,
         limits: limits.clone(),
     };
     (report.status, report.reasons) = limits.judge(&report);
     Ok(report)
+}
+
+impl QaInput<'_> {
+    #[inline]
+    fn in_body(&self, voxel: usize) -> bool {
+        self.body.is_none_or(|body| body.data[voxel] != 0)
+    }
+}
+
+/// What one pass over the body gives.
+#[derive(Default)]
+struct Sweep {
+    voxels: usize,
+    /// |u|, slice by slice, mm.
+    lengths: Vec<Vec<f32>>,
+    length_sum: f64,
+    /// Voxels with a component beyond the capture range.
+    beyond: usize,
+    /// Voxels sent outside the moving image.
+    lost: usize,
+    /// Fixed and moving values, where the pre-alignment leads into the moving image.
+    before: Moments,
+    /// The same through the field.
+    after: Moments,
+}
+
+impl Sweep {
+    fn over(input: &QaInput) -> Self {
+        let map = IndexMap::new(&input.fixed.grid, input.affine, &input.moving.grid);
+        let nz = input.fixed.grid.size[2];
+        let slices: Vec<Sweep> = (0..nz).into_par_iter().map(|z| Self::slice(input, &map, z)).collect();
+        slices.into_iter().fold(Self::default(), |mut all, slice| {
+            all.lengths.extend(slice.lengths);
+            Self {
+                voxels: all.voxels + slice.voxels,
+                lengths: all.lengths,
+                length_sum: all.length_sum + slice.length_sum,
+                beyond: all.beyond + slice.beyond,
+                lost: all.lost + slice.lost,
+                before: all.before.joined(&slice.before),
+                after: all.after.joined(&slice.after),
+            }
+        })
+    }
+
+    fn slice(input: &QaInput, map: &IndexMap, z: usize) -> Self {
+        let QaInput { fixed, moving, field, .. } = *input;
+        let (mut sweep, mut lengths) = (Self::default(), Vec::new());
+        let [nx, ny, _] = fixed.grid.size;
+        for y in 0..ny {
+            let (row, first) = (map.row(y, z), fixed.grid.index(0, y, z));
+            for x in (0..nx).filter(|x| input.in_body(first + x)) {
+                let u = field.at(first + x);
+                let length = u.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+                lengths.push(length as f32);
+                sweep.length_sum += length;
+                let largest = u.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                sweep.beyond += usize::from(f64::from(largest) > input.capture_range_mm);
+                let value = f64::from(fixed.data[first + x]);
+                if let Some(cell) = Cell::inside(moving.grid.size, row.at(x)) {
+                    sweep.before.add(value, cell.interpolate(&moving.data));
+                }
+                match Cell::inside(moving.grid.size, row.moved(x, u)) {
+                    Some(cell) => sweep.after.add(value, cell.interpolate(&moving.data)),
+                    None => sweep.lost += 1,
+                }
+            }
+        }
+        sweep.voxels = lengths.len();
+        sweep.lengths.push(lengths);
+        sweep
+    }
 }
 
 fn check(input: &QaInput) -> Result<()> {
@@ -186,8 +270,12 @@ fn check(input: &QaInput) -> Result<()> {
     if let Some(backward) = input.backward {
         same("the backward field", backward.grid.size, "moving", moving)?;
     }
+    if let Some(total) = input.total {
+        same("the total field", total.grid.size, "fixed", fixed)?;
+    }
     for field in [Some(input.field), input.backward].into_iter().flatten() {
-        if let Some(bad) = field.u.iter().flatten().find(|v| !v.is_finite()) {
+        let bad = |u: &Vec<f32>| u.par_iter().copied().find_first(|v| !v.is_finite());
+        if let Some(bad) = field.u.iter().find_map(bad) {
             return Err(Error::input(
                 format!("the displacement field holds {bad}"),
                 "Register again; a field must be finite everywhere",
@@ -197,35 +285,9 @@ fn check(input: &QaInput) -> Result<()> {
     Ok(())
 }
 
-fn displacement_figures(
-    field: &DisplacementField,
-    capture_range_mm: f64,
-    selected: impl Fn(usize) -> bool + Sync,
-) -> Option<DisplacementFigures> {
-    let lengths = |i: usize| {
-        let u = field.at(i).map(f64::from);
-        let largest = u.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
-        (u.iter().map(|v| v * v).sum::<f64>().sqrt(), largest > capture_range_mm)
-    };
-    let all: Vec<(f64, bool)> =
-        (0..field.grid.len()).into_par_iter().filter(|&i| selected(i)).map(lengths).collect();
-    let mut sorted: Vec<f64> = all.iter().map(|(length, _)| *length).collect();
-    sorted.par_sort_unstable_by(f64::total_cmp);
-    Some(DisplacementFigures {
-        mean_mm: metrics::mean(&sorted)?,
-        p95_mm: percentile_of_sorted(&sorted, 95.0),
-        max_mm: *sorted.last()?,
-        beyond_capture_range: all.iter().filter(|(_, beyond)| *beyond).count() as f64 / all.len() as f64,
-    })
-}
-
-fn organ_figures(
-    input: &QaInput,
-    start: &DisplacementField,
-    jacobian: &metrics::Jacobian,
-) -> Result<Vec<OrganFigures>> {
-    let warp = |u: &DisplacementField| input.moving_labels.map(|labels| warp_labels(labels, u, input.affine));
-    let (before, after) = (warp(start), warp(input.field));
+fn organ_figures(input: &QaInput, jacobian: &metrics::Jacobian) -> Result<Vec<OrganFigures>> {
+    let before = input.moving_labels.map(|labels| resample_labels(labels, &input.fixed.grid, input.affine));
+    let after = input.moving_labels.map(|labels| warp_labels(labels, input.field, input.affine));
     let mut present = [false; 256];
     for labels in [input.moving_labels, input.fixed_labels].into_iter().flatten() {
         labels.data.iter().for_each(|&l| present[usize::from(l)] = true);
@@ -297,6 +359,7 @@ mod tests {
             moving: &s.moving,
             field: &s.field,
             affine: None,
+            total: None,
             backward: Some(&s.backward),
             body: None,
             moving_labels: Some(&s.moving_labels),
