@@ -56,16 +56,42 @@ class Bench:
         return [(statistics.median(seconds), max(p or 0 for p in peaks)) for seconds, peaks in sides]
 
 
-def network_row(name, goal, ours, theirs, memory_goal=None, keep_buffers=True):
+def network_row(name, goal, ours, theirs, memory_goal=None, keep_buffers=True, against="PyTorch f32", needs_amx=False):
     def row(bench):
+        if needs_amx and not has_amx():
+            print(f"SKIPPED: {name}: this processor has no AMX", file=sys.stderr)
+            return []
         peer = lambda: bench.torch(*theirs, keep_buffers=keep_buffers)
         (a, mem_a), (b, mem_b) = bench.alternating(lambda: bench.jrs(*ours), peer)
-        rows = [(name, "PyTorch f32", a, b, "s", goal)]
+        rows = [(name, against, a, b, "s", goal)]
         if memory_goal:
-            rows.append((f"{name}: peak memory", "PyTorch f32", mem_a, mem_b, "MB", memory_goal))
+            rows.append((f"{name}: peak memory", against, mem_a, mem_b, "MB", memory_goal))
         return rows
 
     return row
+
+
+def onnx_row(bench):
+    ours = lambda: bench.jrs("generator", "--size", "96")
+    (a, _), (b, _) = bench.alternating(ours, lambda: bench.peer("pytorch_peer.py", "onnx", "--size", "96"))
+    return [("generator, 96^3 patch", "onnxruntime f32", a, b, "s", 0.6)]
+
+
+def growth(bench):
+    """How cost grows: per voxel of the result, by size, precision and threads."""
+    print("| input | precision | threads | s | ns per output voxel | peak MB |\n|---|---|---:|---:|---:|---:|", flush=True)
+    precisions = ["f32", "bf16"] if has_amx() else ["f32"]
+    for size in (64, 96, 136, 200, 256, 296, 360):
+        for precision in precisions:
+            for threads in range(1, bench.args.threads + 1) if size in (96, 200) else [bench.args.threads]:
+                command = [bench.args.jrs, "bench", "generator", "--size", str(size), "--precision", precision, "--repeats", str(bench.args.repeats)]
+                out = last_json([*command, "--threads", str(threads), "--json"])
+                seconds, voxels = out["seconds"]["median"], (size - 40) ** 3
+                print(f"| {size}^3 | {precision} | {threads} | {seconds:.3g} | {1e9 * seconds / voxels:.0f} | {out['peak_rss_mb']:.0f} |", flush=True)
+
+
+def has_amx():
+    return "amx_bf16" in Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else False
 
 
 def peer_row(name, peer, goal, ours, theirs):
@@ -122,6 +148,15 @@ ROWS = {
     "volume": network_row(
         "generator, 256^3 volume", 0.6, ("volume", "--size", "256"), ("generator", "--size", "296"), memory_goal=0.3, keep_buffers=False
     ),
+    "generator-bf16": network_row(
+        "generator, 96^3 patch, bf16", 0.5, ("generator", "--size", "96", "--precision", "bf16"), ("generator", "--size", "96", "--dtype", "bfloat16"),
+        against="PyTorch bf16", needs_amx=True,
+    ),
+    "volume-bf16": network_row(
+        "generator, 256^3 volume, bf16", 0.5, ("volume", "--size", "256", "--precision", "bf16"), ("generator", "--size", "296", "--dtype", "bfloat16"),
+        memory_goal=0.3, against="PyTorch bf16", needs_amx=True,
+    ),
+    "onnx": onnx_row,
     "step": network_row("JRS-CNN step, 96^3", 1.0, ("step", "--system", "JRS-CNN"), ("jrs-cnn", "--size", "96")),
     "gan": network_row(
         "JRS-GANa iteration with 5 critic steps, 96^3", 1.0, ("step", "--system", "JRS-GANa", "--critic-steps", "5"), ("jrs-gana", "--size", "96")
@@ -146,10 +181,13 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rows", default=",".join(ROWS), help=", ".join(ROWS))
     parser.add_argument("--register-options", default="", help="more options for jrs register, in one string")
+    parser.add_argument("--growth", action="store_true", help="instead: how the generator's cost grows with size and threads")
     parser.add_argument("--json")
     args = parser.parse_args()
     bench, results = Bench(args), []
     print(f"{processor()}, {args.threads} threads, {args.rounds} rounds of {args.repeats} repeats\n", flush=True)
+    if args.growth:
+        return growth(bench)
     print("| work | against | jrs | peer | ratio | goal |\n|---|---|---:|---:|---:|---:|", flush=True)
     for name in args.rows.split(","):
         for work, peer, ours, theirs, unit, goal in ROWS[name](bench):

@@ -1,4 +1,4 @@
-"""The method's network and training step in PyTorch f32, as a user would write them: what jrs is timed against.
+"""The method's network and training step in PyTorch, as a user would write them: what jrs is timed against.
 
     pytorch_peer.py WORK --size N [--layout eager | channels_last_3d] [--critic-steps N] --repeats N
 
@@ -104,9 +104,9 @@ def rmsprop(network):
     return torch.optim.RMSprop(network.parameters(), lr=1e-5, alpha=0.9, eps=1e-10)
 
 
-def generator(size, layout):
-    net = Generator().eval()
-    x = torch.rand(1, 2, size, size, size) * 2 - 1
+def generator(size, layout, dtype):
+    net = Generator().eval().to(dtype)
+    x = (torch.rand(1, 2, size, size, size) * 2 - 1).to(dtype)
     if layout == "channels_last_3d":
         net, x = net.to(memory_format=torch.channels_last_3d), x.to(memory_format=torch.channels_last_3d)
 
@@ -115,6 +115,22 @@ def generator(size, layout):
             net(x)
 
     return run
+
+
+def onnx(size, threads):
+    """The same network in onnxruntime, f32: exported by PyTorch, all optimisations on."""
+    import tempfile
+
+    import onnxruntime
+
+    net, x = Generator().eval(), torch.rand(1, 2, size, size, size) * 2 - 1
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        torch.onnx.export(net, (x,), f"{folder}/generator.onnx", input_names=["x"], dynamo=False)
+        session = onnxruntime.InferenceSession(f"{folder}/generator.onnx", options, providers=["CPUExecutionProvider"])
+    feed = {"x": x.numpy()}
+    return lambda: session.run(None, feed)
 
 
 def step(size, layout, adversarial, critic_steps):
@@ -172,9 +188,10 @@ def step(size, layout, adversarial, critic_steps):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=["generator", "jrs-cnn", "jrs-gana"])
+    parser.add_argument("work", choices=["generator", "onnx", "jrs-cnn", "jrs-gana"])
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--layout", choices=["eager", "channels_last_3d"], default="eager")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the generator")
     parser.add_argument("--critic-steps", type=int, default=5)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--repeats", type=int, default=3)
@@ -182,7 +199,9 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     if args.work == "generator":
-        run = generator(args.size, args.layout)
+        run = generator(args.size, args.layout, getattr(torch, args.dtype))
+    elif args.work == "onnx":
+        run = onnx(args.size, args.threads)
     else:
         run = step(args.size, args.layout, args.work == "jrs-gana", args.critic_steps)
     run()
