@@ -7,6 +7,7 @@
 
 pub mod align;
 mod atomic;
+pub mod contour;
 pub mod engine;
 pub mod error;
 pub mod field;
