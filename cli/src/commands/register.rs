@@ -11,11 +11,9 @@ use libjrs::field_io::{NiftiFlavour, write_mha, write_nifti};
 use libjrs::landmarks::{NamedPoint, read_points, write_points};
 use libjrs::metrics::jacobian;
 use libjrs::model::Model;
-use libjrs::network::MARGIN;
 use libjrs::nifti::{Sample, read_image, read_labels, write_image, write_labels};
-use libjrs::preprocess::torso_mask;
 use libjrs::progress::Progress;
-use libjrs::qa::{Agreement, QaInput, QaLimits, QaReport, Status, assess};
+use libjrs::qa::{Agreement, QaLimits, QaReport, Status, assess_registration};
 use libjrs::refine::RefineOptions;
 use libjrs::register::{Prealign, RegisterOptions, Registration, register};
 use libjrs::{Error, Volume};
@@ -106,7 +104,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let propagated = labels.as_ref().map(|l| warp_labels(l, &result.field, None));
     write_results(args, &result, propagated.as_ref(), points.as_deref())?;
     let spacing = model.as_ref().map_or(args.spacing, |m| m.manifest.preprocessing.spacing_mm);
-    let qa = judge(&fixed, &moving, &result, labels.as_ref(), reference.as_ref(), spacing)?;
+    let scans = [&fixed, &moving];
+    let contours = [reference.as_ref(), labels.as_ref()];
+    let qa = assess_registration(scans, &result, contours, spacing, &QaLimits::default())?;
     jrs_report::save(args.out.join("qa.json"), qa.to_json())?;
     let pictures = RegistrationPictures {
         fixed: &fixed,
@@ -194,31 +194,6 @@ fn write_results(
         write_points(out("points.csv"), &named)?;
     }
     Ok(())
-}
-
-fn judge(
-    fixed: &Volume<f32>,
-    moving: &Volume<f32>,
-    result: &Registration,
-    labels: Option<&Volume<u8>>,
-    reference: Option<&Volume<u8>>,
-    spacing_mm: f64,
-) -> libjrs::Result<QaReport> {
-    // The field without the affine, on the fixed grid: what the network did.
-    let local = libjrs::field::resample_field(&result.network_field, &fixed.grid);
-    let body = torso_mask(fixed).ok();
-    let input = QaInput {
-        fixed,
-        moving,
-        field: &local,
-        affine: Some(&result.affine),
-        backward: result.backward.as_ref(),
-        body: body.as_ref(),
-        moving_labels: labels,
-        fixed_labels: reference,
-        capture_range_mm: MARGIN as f64 * spacing_mm,
-    };
-    assess(&input, &QaLimits::default())
 }
 
 fn page(

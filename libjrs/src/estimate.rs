@@ -1,0 +1,88 @@
+//! What a registration will take, before it is begun: memory and the number of tiles.
+//!
+//! The figures follow the stages of [`crate::register`] and [`crate::qa`]: which volumes live at the same time. A
+//! test of the C interface holds them against what a process really uses.
+
+use crate::Result;
+use crate::engine::{Engine, Plan};
+use crate::geometry::Grid;
+use crate::model::Preprocessing;
+use crate::register::RegisterOptions;
+use crate::resample::working_grid;
+
+/// What a registration will take.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Estimate {
+    /// Most memory in use at one time, bytes; volumes that the caller holds are not counted.
+    pub bytes: usize,
+    /// The part of the network or of refinement in it.
+    pub working_bytes: usize,
+    /// Runs of the network in one direction.
+    pub tiles: usize,
+    /// Voxels that the network reads, in all its runs.
+    pub network_voxels: usize,
+}
+
+/// Bytes of an f32 voxel and of a vector of three.
+const SCALAR: usize = 4;
+const VECTOR: usize = 3 * SCALAR;
+
+/// The voxels of a registration, and what they cost outside the network.
+#[derive(Debug, Clone, Copy)]
+struct Voxels {
+    fixed: usize,
+    moving: usize,
+    working: usize,
+    directions: usize,
+}
+
+impl Voxels {
+    /// While the network runs: both scans, both working images, and the fields that are finished or being made.
+    fn during_network(&self) -> usize {
+        SCALAR * (self.fixed + self.moving) + (2 * SCALAR + self.directions * VECTOR) * self.working
+    }
+
+    /// While results are brought onto the scans' grids.
+    fn during_output(&self) -> usize {
+        let backward = if self.directions == 2 { VECTOR * self.moving + 16 * self.fixed } else { 0 };
+        self.during_network() + (VECTOR + SCALAR) * self.fixed + VECTOR.max(backward / self.fixed.max(1)) * self.fixed
+    }
+
+    /// While the result is judged.
+    fn during_judgement(&self) -> usize {
+        let kept = SCALAR * (self.fixed + self.moving)
+            + (VECTOR + SCALAR) * self.fixed
+            + VECTOR * self.working
+            + if self.directions == 2 { VECTOR * self.moving } else { 0 };
+        // The field without the affine, the zero field, the Jacobian and two warped images or sorted figures.
+        kept + (2 * VECTOR + SCALAR + 16) * self.fixed
+    }
+}
+
+/// What registering scans on these grids takes with `engine` and `options`.
+///
+/// # Errors
+/// [`crate::Error::Input`] if `options.max_bytes` is too small for any tile.
+pub fn estimate(
+    engine: Option<&dyn Engine>,
+    preprocessing: &Preprocessing,
+    [fixed, moving]: [&Grid; 2],
+    options: &RegisterOptions,
+) -> Result<Estimate> {
+    let directions = if options.both_directions { 2 } else { 1 };
+    let working = working_grid(fixed, preprocessing.spacing_mm);
+    let voxels = Voxels { fixed: fixed.len(), moving: moving.len(), working: working.len(), directions };
+    let mut found = Estimate { bytes: 0, working_bytes: 0, tiles: 0, network_voxels: 0 };
+    if let Some(engine) = engine {
+        let plan = Plan::new(working.size, options.max_bytes, |input| engine.bytes(input))?;
+        let largest = plan.tiles.iter().map(|t| t.input_size()).max_by_key(|size| size.iter().product::<usize>());
+        let largest = largest.unwrap_or_default();
+        found.tiles = plan.tiles.len();
+        found.network_voxels =
+            directions * plan.tiles.iter().map(|t| t.input_size().iter().product::<usize>()).sum::<usize>();
+        found.working_bytes = engine.bytes(largest) + 2 * SCALAR * largest.iter().product::<usize>();
+    }
+    let during_network = voxels.during_network() + found.working_bytes;
+    found.bytes = during_network.max(voxels.during_output()).max(voxels.during_judgement());
+    Ok(found)
+}
