@@ -1,4 +1,5 @@
-//! Panics on demand, for the tests that show that none crosses into a host. Only with the feature `inject-panic`.
+//! Panics on demand, for the tests that show that none crosses into a host. Only in builds with
+//! debug assertions: a release neither exports nor contains it.
 
 use rayon::prelude::*;
 

@@ -19,6 +19,6 @@ pub mod volume;
 pub mod write;
 
 mod call;
-#[cfg(feature = "inject-panic")]
+#[cfg(debug_assertions)]
 pub mod debug;
 mod structs;
