@@ -37,7 +37,9 @@ chmod 755 "$prefix/lib/libjrs.so.$version.new"
 mv "$prefix/lib/libjrs.so.$version.new" "$prefix/lib/libjrs.so.$version"
 ln -sf "libjrs.so.$version" "$prefix/lib/libjrs.so.$abi"
 ln -sf "libjrs.so.$abi" "$prefix/lib/libjrs.so"
-strip --strip-debug -o "$prefix/lib/libjrs.a" "$built/libjrs.a"
+# Cargo leaves the static library in deps/ when it was only built along with tests.
+static="$(ls -t "$built"/libjrs.a "$built"/libjrs-*.a "$built"/deps/libjrs-*.a 2>/dev/null | head -1)"
+strip --strip-debug -o "$prefix/lib/libjrs.a" "$static"
 chmod 644 "$prefix/lib/libjrs.a"
 
 fill() { sed -e "s/@VERSION@/$version/g" -e "s/@ABI@/$abi/g" "ffi/package/$1.in" >"$2"; }

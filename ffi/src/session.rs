@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::status::{Failure, JRS_E_ARGUMENT, JRS_E_BUSY, JRS_E_DEVICE, JRS_E_UNSUPPORTED, guard};
+use crate::status::{Failure, JRS_E_ARGUMENT, JRS_E_BUSY, JRS_E_DEVICE, JRS_E_UNSUPPORTED, adopt_thread, guard};
 use crate::structs::{AbiStruct, copy_text, init_struct, read_struct};
 
 /// The CPU.
@@ -239,6 +239,7 @@ fn pool(threads: u32) -> Result<rayon::ThreadPool, Failure> {
         .num_threads(threads)
         .stack_size(4 << 20)
         .thread_name(|n| format!("jrs-{n}"))
+        .start_handler(|_| adopt_thread())
         .build()
         .map_err(|e| Failure::new(crate::status::JRS_E_MEMORY, format!("{threads} threads cannot be started ({e})")))
 }

@@ -1,7 +1,7 @@
 //! Status codes, the message of the last failure, and the guard that every fallible entry runs in.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, Once, PoisonError};
@@ -74,6 +74,8 @@ impl From<Error> for Failure {
 
 thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::default();
+    /// True while the thread works for this library.
+    static IS_OURS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Where the last panic happened: the hook knows it, the payload does not.
@@ -96,12 +98,22 @@ pub(crate) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> i32 {
 
 /// Runs `body`; a panic becomes a failure.
 pub(crate) fn caught<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    silence_panics();
-    // Bodies write to their outputs as the last thing they do, so nothing is seen half-done after a panic.
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
-        let place = std::mem::take(&mut *PANIC_PLACE.lock().unwrap_or_else(PoisonError::into_inner));
-        Err(Failure::new(JRS_E_INTERNAL, panic_text(payload.as_ref(), &place)))
+    silence_own_panics();
+    IS_OURS.with(|ours| {
+        let before = ours.replace(true);
+        // Bodies write to their outputs as the last thing they do, so nothing is seen half-done after a panic.
+        let outcome = catch_unwind(AssertUnwindSafe(body));
+        ours.set(before);
+        outcome.unwrap_or_else(|payload| {
+            let place = std::mem::take(&mut *PANIC_PLACE.lock().unwrap_or_else(PoisonError::into_inner));
+            Err(Failure::new(JRS_E_INTERNAL, panic_text(payload.as_ref(), &place)))
+        })
     })
+}
+
+/// Marks a thread as one of a session's own.
+pub(crate) fn adopt_thread() {
+    IS_OURS.with(|ours| ours.set(true));
 }
 
 /// Text for C; a NUL inside (from a file name, say) would cut it short.
@@ -109,18 +121,20 @@ pub(crate) fn c_text(text: &str) -> CString {
     CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default()
 }
 
-/// The default hook writes panics to the host's stderr. This library carries its own copy of the standard
-/// library, so replacing the hook changes nothing for a host that is itself in Rust.
-fn silence_panics() {
+/// The default hook writes panics to the host's stderr. Those inside of this library go into messages instead; a
+/// host in Rust that shares the standard library keeps its hook for its own.
+fn silence_own_panics() {
     static ONCE: Once = Once::new();
-    if cfg!(not(test)) {
-        ONCE.call_once(|| {
-            std::panic::set_hook(Box::new(|panic| {
-                let place = panic.location().map(ToString::to_string).unwrap_or_default();
-                *PANIC_PLACE.lock().unwrap_or_else(PoisonError::into_inner) = place;
-            }));
-        });
-    }
+    ONCE.call_once(|| {
+        let hosts = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_OURS.with(Cell::get) {
+                return hosts(panic);
+            }
+            let place = panic.location().map(ToString::to_string).unwrap_or_default();
+            *PANIC_PLACE.lock().unwrap_or_else(PoisonError::into_inner) = place;
+        }));
+    });
 }
 
 fn panic_text(payload: &(dyn Any + Send), place: &str) -> String {
