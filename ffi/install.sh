@@ -38,7 +38,7 @@ mv "$prefix/lib/libjrs.so.$version.new" "$prefix/lib/libjrs.so.$version"
 ln -sf "libjrs.so.$version" "$prefix/lib/libjrs.so.$abi"
 ln -sf "libjrs.so.$abi" "$prefix/lib/libjrs.so"
 # Cargo leaves the static library in deps/ when it was only built along with tests.
-static="$(ls -t "$built"/libjrs.a "$built"/libjrs-*.a "$built"/deps/libjrs-*.a 2>/dev/null | head -1)"
+static="$(find "$built" -maxdepth 2 -name "libjrs*.a" -printf "%T@ %p\n" | sort -rn | cut -d" " -f2- | sed -n 1p)"
 strip --strip-debug -o "$prefix/lib/libjrs.a" "$static"
 chmod 644 "$prefix/lib/libjrs.a"
 
