@@ -52,7 +52,12 @@ namespace Jrs
         private Native.ProgressCallback callback; // the library calls it as long as the session lives
         private Session() : base(IntPtr.Zero, true) { }
         public override bool IsInvalid { get { return handle == IntPtr.Zero; } }
-        protected override bool ReleaseHandle() { Native.jrs_session_free(handle); return true; }
+        protected override bool ReleaseHandle()
+        {
+            Native.jrs_session_free(handle);
+            GC.KeepAlive(callback);
+            return true;
+        }
 
         public static Session Create(uint threads = 0, ulong maxHostBytes = 0, Progress progress = null)
         {
