@@ -67,6 +67,21 @@ pub const GENERATOR: [Layer; 13] = [
     head("u", 16, 3),
 ];
 
+/// Where the expanding path takes a skip connection in: its input is upsampled by 2 and set beside the cropped skip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Join {
+    /// The layer that reads the result.
+    pub before: &'static str,
+    /// The layer that the skip comes from.
+    pub skip: &'static str,
+    /// Voxels that the skip loses per side.
+    pub crop: usize,
+}
+
+/// The generator's skip connections, deeper ones first: they are joined first.
+pub const JOINS: [Join; 2] =
+    [Join { before: "x10", skip: "x4", crop: CROP_B }, Join { before: "x14", skip: "x1", crop: CROP_A }];
+
 /// The PatchGAN critic `D`: the contracting path, then one linear score per position.
 /// `c_in` is 3 for (I_f, I_m∘Φ, S_m∘Φ) and 2 for the other systems.
 pub fn critic(c_in: usize) -> [Layer; 9] {

@@ -6,6 +6,7 @@
 //!
 //! | module | forward | gradients |
 //! |---|---|---|
+//! | [`bf16`] | the same for inference, in bf16 on a matrix unit | |
 //! | [`conv3d`] | convolution, optionally with LeakyReLU and a folded BatchNorm | input, weight, bias |
 //! | [`leaky_norm`] | LeakyReLU then BatchNorm of a training batch | input, scale, shift |
 //! | [`upsample_concat`] | nearest x2 upsampling beside the centre crop of a skip connection | both inputs |
@@ -14,6 +15,7 @@
 //! All slices are checked against the shapes on entry; a wrong length is a bug of the caller and panics.
 //! This crate and the C ABI are the only places of the project with `unsafe`.
 
+pub mod bf16;
 pub mod conv3d;
 pub mod leaky_norm;
 pub mod memory;

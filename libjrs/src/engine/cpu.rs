@@ -2,12 +2,12 @@
 
 use jrs_kernels::pool::Pool;
 
-use super::Engine;
 use super::folded::FoldedLayer;
 use super::stream::Stream;
+use super::{Engine, check_input};
+use crate::Result;
 use crate::model::GeneratorWeights;
-use crate::network::{INPUT_MULTIPLE, MARGIN, MIN_INPUT};
-use crate::{Error, Result};
+use crate::network::MARGIN;
 
 /// Runs on the current rayon pool; the same bits for any number of threads.
 pub struct CpuEngine {
@@ -44,23 +44,6 @@ impl Engine for CpuEngine {
         let output: usize = size.iter().map(|n| n - 2 * MARGIN).product();
         Stream::bytes(size) + 3 * size_of::<f32>() * output
     }
-}
-
-fn check_input(fixed: &[f32], moving: &[f32], size: [usize; 3]) -> Result<()> {
-    if size.iter().any(|&n| n < MIN_INPUT || n % INPUT_MULTIPLE != 0) {
-        return Err(Error::input(
-            format!("a network input of {size:?} voxels"),
-            format!("pad every edge to a multiple of {INPUT_MULTIPLE} of at least {MIN_INPUT}"),
-        ));
-    }
-    let voxels: usize = size.iter().product();
-    if fixed.len() != voxels || moving.len() != voxels {
-        return Err(Error::input(
-            format!("{} fixed and {} moving values for {voxels} voxels", fixed.len(), moving.len()),
-            "give one value per voxel",
-        ));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Running the generator: an [`Engine`] computes one padded input, [`infer`] takes whole volumes apart for it.
 
+mod bf16;
 mod cpu;
 mod folded;
 mod plan;
@@ -7,12 +8,13 @@ mod stream;
 
 use std::ops::Range;
 
+pub use bf16::Bf16Engine;
 pub use cpu::CpuEngine;
 pub use plan::{Plan, SEAM, Tile, padded};
 
-use crate::Result;
-use crate::network::MARGIN;
+use crate::network::{INPUT_MULTIPLE, MARGIN, MIN_INPUT};
 use crate::progress::Progress;
+use crate::{Error, Result};
 
 /// Computes displacements with the generator. Implementations differ by device, never in meaning.
 pub trait Engine: Send + Sync {
@@ -73,6 +75,24 @@ pub fn infer(
         progress.step("network", done + 1, plan.tiles.len())?;
     }
     Ok(u)
+}
+
+/// What every engine asks of one padded input.
+fn check_input(fixed: &[f32], moving: &[f32], size: [usize; 3]) -> Result<()> {
+    if size.iter().any(|&n| n < MIN_INPUT || n % INPUT_MULTIPLE != 0) {
+        return Err(Error::input(
+            format!("a network input of {size:?} voxels"),
+            format!("pad every edge to a multiple of {INPUT_MULTIPLE} of at least {MIN_INPUT}"),
+        ));
+    }
+    let voxels: usize = size.iter().product();
+    if fixed.len() != voxels || moving.len() != voxels {
+        return Err(Error::input(
+            format!("{} fixed and {} moving values for {voxels} voxels", fixed.len(), moving.len()),
+            "give one value per voxel",
+        ));
+    }
+    Ok(())
 }
 
 /// The image's own minimum, which pads it.

@@ -23,16 +23,13 @@ use jrs_kernels::{Conv3d, Epilogue};
 use rayon::prelude::*;
 
 use super::folded::FoldedLayer;
-use crate::network::{CROP_A, CROP_B, GENERATOR, LEAKY_SLOPE, Layer, MARGIN};
+use crate::network::{GENERATOR, JOINS, Join, LEAKY_SLOPE, Layer, MARGIN};
 
 /// Outputs that a layer at full resolution computes at a time, at least (a half and a quarter of it deeper down): fewer
 /// cost more transforms per plane, more cost memory.
 const PLANES: usize = 8;
 /// Bytes of x0's output that are in work together: small inputs go through in one piece.
 const SLAB: usize = 64 << 20;
-
-/// Layers before which the upsampled stream meets a skip, with the skip's crop and where it comes from.
-const JOINS: [(&str, &str, usize); 2] = [("x10", "x4", CROP_B), ("x14", "x1", CROP_A)];
 
 /// Fills a buffer with planes of an image: channel 0 is the fixed, 1 the moving one.
 type Read<'a> = dyn FnMut(usize, Range<usize>, &mut [f32]) + 'a;
@@ -130,7 +127,7 @@ impl<'p> Stream<'p> {
         };
         let (mut edges, mut depth, mut fewest) = ([size[1], size[0]], size[2], PLANES);
         for layer in &GENERATOR {
-            if JOINS.iter().any(|join| join.0 == layer.name) {
+            if JOINS.iter().any(|join| join.before == layer.name) {
                 (edges, depth, fewest) = (edges.map(|n| 2 * n), 2 * depth, 2 * fewest);
             }
             fewest /= layer.stride;
@@ -142,10 +139,10 @@ impl<'p> Stream<'p> {
             }
             stream.windows.push(window);
             (edges, depth) = (edges.map(|n| layer.output(n)), layer.output(depth));
-            if let Some((_, _, crop)) = JOINS.iter().find(|join| join.1 == layer.name) {
+            if let Some(&Join { crop, .. }) = JOINS.iter().find(|join| join.skip == layer.name) {
                 let (slabs, expected) = (VecDeque::new(), depth - 2 * crop);
                 // Deeper skips are joined first.
-                stream.skips.insert(0, Queue { slabs, gone: 0, leave_out: *crop, expected, crop: *crop });
+                stream.skips.insert(0, Queue { slabs, gone: 0, leave_out: crop, expected, crop });
             }
         }
         stream
@@ -182,12 +179,13 @@ impl<'p> Stream<'p> {
         if outputs < self.fewest[i] && !finished {
             return;
         }
-        let joined = GENERATOR.get(i + 1).and_then(|next| JOINS.iter().position(|join| join.0 == next.name));
+        let joined =
+            GENERATOR.get(i + 1).and_then(|next| JOINS.iter().position(|join| join.before == next.name));
         if i + 1 < GENERATOR.len() && joined.is_none() {
             let first = self.extend(i + 1, outputs);
             let (before, after) = self.windows.split_at_mut(i + 1);
             compute(self.work, i, &before[i], &mut after[0], first);
-            if let Some(skip) = JOINS.iter().position(|join| join.1 == layer.name) {
+            if let Some(skip) = JOINS.iter().position(|join| join.skip == layer.name) {
                 self.remember(skip, i + 1, first);
             }
         } else {

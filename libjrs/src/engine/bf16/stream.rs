@@ -1,0 +1,265 @@
+//! The generator as a stream of planes, as [`crate::engine::stream`] has it, with planes that own themselves: a skip is the very plane
+//! that the next layer reads, and what a layer no longer needs is dropped.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use jrs_kernels::bf16::{Job, Output, Part, Plane, Unit, View, convolve, stack_images};
+use jrs_kernels::pool::Pool;
+
+use super::network::{Filters, Network};
+use crate::network::{JOINS, MARGIN};
+
+/// Output voxels that a layer computes at a time, at least: enough to share out, few enough to stay in the cache.
+const VOXELS: usize = 1 << 15;
+
+/// What is in use, in f32 values.
+#[derive(Default)]
+struct Memory {
+    live: Cell<usize>,
+    peak: Cell<usize>,
+}
+
+/// A plane that is counted.
+struct Counted<'p> {
+    channels: usize,
+    /// y, x.
+    edges: [usize; 2],
+    /// `None` while only sizes are counted.
+    plane: Option<Plane<'p>>,
+    memory: Rc<Memory>,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let live = &self.memory.live;
+        live.set(live.get() - Plane::floats(self.channels, self.edges));
+    }
+}
+
+/// Planes on their way, oldest first.
+type Planes<'p> = VecDeque<Rc<Counted<'p>>>;
+
+/// A skip connection.
+struct Skip<'p> {
+    planes: Planes<'p>,
+    /// Planes still to be left out: the crop along z.
+    leave_out: usize,
+}
+
+/// What computes.
+#[derive(Clone, Copy)]
+struct Machine<'p> {
+    unit: Unit,
+    pool: &'p Pool,
+}
+
+/// A run of the generator.
+pub(super) struct Stream<'p> {
+    network: &'p Network,
+    /// `None` counts bytes and computes nothing.
+    machine: Option<Machine<'p>>,
+    memory: Rc<Memory>,
+    /// Inputs of each block; behind upsampling the coarse ones.
+    windows: Vec<Planes<'p>>,
+    /// Input edges y, x of each block; behind upsampling the fine ones.
+    edges: Vec<[usize; 2]>,
+    /// Those of [`JOINS`].
+    skips: Vec<Skip<'p>>,
+    /// Output planes done.
+    done: usize,
+}
+
+impl<'p> Stream<'p> {
+    /// The bytes of all buffers in use at one time, without the result, for an input of `size` = \[x, y, z\] voxels.
+    pub fn bytes(network: &'p Network, size: [usize; 3]) -> usize {
+        let mut stream = Self::new(network, None, size);
+        stream.drive(None, size, None);
+        // `stack_images` packs both images of a plane in between: 8 bytes a voxel.
+        size_of::<f32>() * stream.memory.peak.get() + 8 * size[0] * size[1]
+    }
+
+    /// Runs the network on two images of `size` = \[x, y, z\] voxels; `out` receives the components.
+    pub fn run(
+        network: &'p Network,
+        unit: Unit,
+        pool: &'p Pool,
+        images: [&[f32]; 2],
+        size: [usize; 3],
+        out: &mut [Vec<f32>; 3],
+    ) {
+        for component in out.iter_mut() {
+            component.resize(size.iter().map(|n| n - 2 * MARGIN).product(), 0.0);
+        }
+        let mut stream = Self::new(network, Some(Machine { unit, pool }), size);
+        stream.drive(Some(images), size, Some(out));
+    }
+
+    fn new(network: &'p Network, machine: Option<Machine<'p>>, size: [usize; 3]) -> Self {
+        let mut stream = Self {
+            network,
+            machine,
+            memory: Rc::default(),
+            windows: Vec::new(),
+            edges: Vec::new(),
+            skips: JOINS.iter().map(|join| Skip { planes: Planes::new(), leave_out: join.crop }).collect(),
+            done: 0,
+        };
+        let mut edges = [size[1], size[0]];
+        for block in &network.blocks {
+            if JOINS.iter().any(|join| join.before == block.layer.name) {
+                edges = edges.map(|n| 2 * n);
+            }
+            stream.edges.push(edges);
+            let mut window = Planes::new();
+            if block.layer.padding == 1 {
+                let zero = |m: Machine<'p>| Plane::zero(m.pool, block.layer.c_in, edges);
+                window.push_back(Rc::new(stream.count(block.layer.c_in, edges, zero)));
+            }
+            stream.windows.push(window);
+            edges = edges.map(|n| block.layer.output(n));
+        }
+        stream
+    }
+
+    /// A plane made by `make`, unless only sizes are counted.
+    fn count(
+        &self,
+        channels: usize,
+        edges: [usize; 2],
+        make: impl FnOnce(Machine<'p>) -> Plane<'p>,
+    ) -> Counted<'p> {
+        let Memory { live, peak } = &*self.memory;
+        live.set(live.get() + Plane::floats(channels, edges));
+        peak.set(peak.get().max(live.get()));
+        Counted { channels, edges, plane: self.machine.map(make), memory: self.memory.clone() }
+    }
+
+    /// All planes through all blocks.
+    fn drive(&mut self, images: Option<[&[f32]; 2]>, size: [usize; 3], mut out: Option<&mut [Vec<f32>; 3]>) {
+        let [nx, ny, nz] = size;
+        for z in 0..nz {
+            let input = self.count(16, [ny - 2, nx], |machine| {
+                let mut plane = Plane::new(machine.pool, 16, [ny - 2, nx]);
+                let images = images.expect("a run has images").map(|image| &image[z * ny * nx..][..ny * nx]);
+                stack_images(images, [ny, nx], &mut plane);
+                plane
+            });
+            self.windows[0].push_back(Rc::new(input));
+            for block in 0..self.network.blocks.len() {
+                self.advance(block, z + 1 == nz, out.as_deref_mut());
+            }
+        }
+    }
+
+    /// Computes what block `i` can compute, if that is enough to be worth it or `finished`.
+    fn advance(&mut self, i: usize, finished: bool, out: Option<&mut [Vec<f32>; 3]>) {
+        let block = &self.network.blocks[i];
+        let layer = &block.layer;
+        let join = JOINS.iter().position(|join| join.before == layer.name);
+        let planes = self.windows[i].len();
+        // Two outputs meet the same two coarse planes.
+        let (count, used) = match join {
+            Some(_) => (2 * planes.saturating_sub(1), planes.saturating_sub(1)),
+            None if planes < layer.kernel => (0, 0),
+            None => {
+                let outputs = (planes - layer.kernel) / layer.stride + 1;
+                (outputs, layer.stride * outputs)
+            }
+        };
+        let edges = self.edges[i].map(|n| layer.output(n));
+        if count == 0 || (count * edges[0] * edges[1] < VOXELS && !finished) {
+            return;
+        }
+        if i + 1 == self.network.blocks.len() {
+            self.displacement(i, count, edges, out);
+        } else {
+            let fresh = |machine: Machine<'p>| Plane::new(machine.pool, layer.c_out, edges);
+            let mut outputs: Vec<Counted<'p>> =
+                (0..count).map(|_| self.count(layer.c_out, edges, fresh)).collect();
+            if let Some(machine) = self.machine {
+                let mut jobs: Vec<Job<'_, '_>> = outputs
+                    .iter_mut()
+                    .enumerate()
+                    .map(|(z, output)| Job {
+                        parts: self.parts(i, z),
+                        output: Output::Plane(output.plane.as_mut().expect("a machine fills planes")),
+                    })
+                    .collect();
+                convolve(machine.unit, &block.activation, &mut jobs);
+            }
+            for output in outputs.into_iter().map(Rc::new) {
+                if let Some(skip) = JOINS.iter().position(|join| join.skip == layer.name) {
+                    let skip = &mut self.skips[skip];
+                    match skip.leave_out {
+                        0 => skip.planes.push_back(output.clone()),
+                        _ => skip.leave_out -= 1,
+                    }
+                }
+                self.windows[i + 1].push_back(output);
+            }
+        }
+        self.windows[i].drain(..used);
+        if let Some(skip) = join {
+            self.skips[skip].planes.drain(..count);
+        }
+    }
+
+    /// The last block, with the head, into `count` planes of the result.
+    fn displacement(&mut self, i: usize, count: usize, edges: [usize; 2], out: Option<&mut [Vec<f32>; 3]>) {
+        let area = edges[0] * edges[1];
+        let head = &self.network.head;
+        if let (Some(machine), Some(out)) = (self.machine, out) {
+            let [x, y, z] =
+                out.each_mut().map(|u| u[self.done * area..][..count * area].chunks_exact_mut(area));
+            let mut jobs: Vec<Job<'_, '_>> = x
+                .zip(y)
+                .zip(z)
+                .enumerate()
+                .map(|(z, ((ux, uy), uz))| Job {
+                    parts: self.parts(i, z),
+                    output: Output::Displacement { head, edges, u: [ux, uy, uz] },
+                })
+                .collect();
+            convolve(machine.unit, &self.network.blocks[i].activation, &mut jobs);
+        }
+        self.done += count;
+    }
+
+    /// What output plane `z` of block `i`, counted from the first that its window gives, is computed from.
+    fn parts(&self, i: usize, z: usize) -> Vec<Part<'_>> {
+        let block = &self.network.blocks[i];
+        let window = &self.windows[i];
+        match &block.filters {
+            Filters::Plain(filter) => {
+                // The border in front of row and column 0 is the padding.
+                let (stride, padding) = (block.layer.stride, block.layer.padding);
+                let planes = filled(window, stride * z, block.layer.kernel);
+                vec![Part { filter, inputs: vec![View { planes, origin: [1 - padding; 2], step: stride }] }]
+            }
+            Filters::Joined(filters) => {
+                let join = JOINS.iter().position(|join| join.before == block.layer.name).expect("joined");
+                let crop = JOINS[join].crop;
+                let parts = filters[z % 2].iter().enumerate();
+                parts
+                    .map(|(i, filter)| {
+                        let coarse = View { planes: filled(window, z / 2, 2), origin: [1, 1], step: 1 };
+                        let fine = View {
+                            planes: filled(&self.skips[join].planes, z, 3),
+                            origin: [1 + crop + i / 2, 1 + crop + i % 2],
+                            step: 2,
+                        };
+                        Part { filter, inputs: vec![coarse, fine] }
+                    })
+                    .collect()
+            }
+        }
+    }
+}
+
+/// Planes that a machine has filled.
+fn filled<'a, 'p>(planes: &'a Planes<'p>, first: usize, count: usize) -> Vec<&'a Plane<'p>> {
+    let planes = planes.range(first..first + count);
+    planes.map(|counted| counted.plane.as_ref().expect("a machine fills planes")).collect()
+}
