@@ -25,7 +25,7 @@ pub fn page(report: &Report) -> String {
     page.grid(&summary(&report.cases, verdict));
     page.paragraph(
         "Every case is a synthetic pelvis that was deformed by a known map; the error is the distance between the \
-         displacement that was found and the true one, over the body. The QA verdict is what a user would see: it knows \
+         displacement that was found and the true one, wherever a point of one scan is in the other. The QA verdict is what a user would see: it knows \
          no truth. A case passes if every check below does.",
     );
     for case in &report.cases {
@@ -59,7 +59,7 @@ fn summary(cases: &[Outcome], verdict: impl Fn(bool) -> Verdict) -> Grid {
             GridCell::Verdict(verdict(case.passed())),
         ]
     };
-    let heads = ["case", "error p95, mm", "moved p95, mm", "seconds", "QA verdict", "outcome"];
+    let heads = ["case", "error, mm", "moved p95, mm", "seconds", "QA verdict", "outcome"];
     Grid { heads: heads.map(str::to_owned).into(), rows: cases.iter().map(row).collect() }
 }
 
