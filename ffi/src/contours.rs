@@ -102,7 +102,10 @@ pub(crate) unsafe fn copy_in(contours: *const jrs_contours) -> Result<Vec<Struct
     let mut rest = points;
     for (&count, &label) in counts.iter().zip(labels) {
         if label == 0 {
-            return Err(Failure::new(JRS_E_ARGUMENT, "a polygon has label 0, which is the background. Use 1 to 255"));
+            return Err(Failure::new(
+                JRS_E_ARGUMENT,
+                "a polygon has label 0, which is the background. Use 1 to 255",
+            ));
         }
         let (own, after) = rest.split_at(3 * count as usize);
         rest = after;
@@ -125,11 +128,17 @@ pub(crate) unsafe fn array<'a, T>(at: *const T, count: u64, name: &str) -> Resul
         return Err(Failure::null(name));
     }
     if !at.is_aligned() {
-        return Err(Failure::new(JRS_E_ARGUMENT, format!("{name} is not aligned to {} bytes", align_of::<T>())));
+        return Err(Failure::new(
+            JRS_E_ARGUMENT,
+            format!("{name} is not aligned to {} bytes", align_of::<T>()),
+        ));
     }
     let bytes = count.checked_mul(size_of::<T>() as u64).filter(|&b| b <= isize::MAX as u64);
     if bytes.is_none() {
-        return Err(Failure::new(JRS_E_ARGUMENT, format!("{count} values in {name} are more than memory holds")));
+        return Err(Failure::new(
+            JRS_E_ARGUMENT,
+            format!("{count} values in {name} are more than memory holds"),
+        ));
     }
     // SAFETY: not NULL, aligned, of a possible size, and readable for `count` values by the contract.
     Ok(unsafe { std::slice::from_raw_parts(at, count as usize) })

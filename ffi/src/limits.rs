@@ -92,8 +92,16 @@ impl jrs_qa_limits {
             limits.out_of_field_reject,
             limits.beyond_capture_range_review,
         ];
-        if single.iter().chain(&limits.volume_ratio_review).chain(&limits.volume_ratio_reject).any(|v| v.is_nan()) {
-            return Err(Failure::new(JRS_E_ARGUMENT, "a QA limit is NaN. Initialise with jrs_qa_limits_init"));
+        if single
+            .iter()
+            .chain(&limits.volume_ratio_review)
+            .chain(&limits.volume_ratio_reject)
+            .any(|v| v.is_nan())
+        {
+            return Err(Failure::new(
+                JRS_E_ARGUMENT,
+                "a QA limit is NaN. Initialise with jrs_qa_limits_init",
+            ));
         }
         Ok(limits)
     }

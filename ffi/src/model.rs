@@ -6,8 +6,8 @@ use libjrs::Error;
 use libjrs::model::{Model, PublicKey};
 
 use crate::status::{
-    Failure, JRS_E_ARGUMENT, JRS_E_INTERNAL, JRS_E_MODEL_INVALID, JRS_E_MODEL_SIGNATURE, JRS_E_MODEL_UNREADABLE,
-    guard,
+    Failure, JRS_E_ARGUMENT, JRS_E_INTERNAL, JRS_E_MODEL_INVALID, JRS_E_MODEL_SIGNATURE,
+    JRS_E_MODEL_UNREADABLE, guard,
 };
 use crate::structs::copy_text;
 

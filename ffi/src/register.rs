@@ -110,13 +110,8 @@ pub struct jrs_estimate_result {
 
 // SAFETY: repr(C), the size first, then numbers of 8 bytes.
 unsafe impl AbiStruct for jrs_estimate_result {
-    const DEFAULT: Self = Self {
-        struct_size: size_of::<Self>(),
-        host_bytes: 0,
-        least_host_bytes: 0,
-        tiles: 0,
-        seconds: 0.0,
-    };
+    const DEFAULT: Self =
+        Self { struct_size: size_of::<Self>(), host_bytes: 0, least_host_bytes: 0, tiles: 0, seconds: 0.0 };
 }
 
 /// Fills an input with its defaults.
@@ -234,10 +229,16 @@ impl<'a> Task<'a> {
             return refuse(format!("both_directions is {}, not 0 or 1", given.both_directions));
         }
         if given.refine_steps > 100_000 {
-            return refuse(format!("{} steps of refinement. At most 100000 are possible", given.refine_steps));
+            return refuse(format!(
+                "{} steps of refinement. At most 100000 are possible",
+                given.refine_steps
+            ));
         }
         if !(0.25..=20.0).contains(&given.refine_spacing_mm) {
-            return refuse(format!("refine_spacing_mm is {}. From 0.25 to 20 is possible", given.refine_spacing_mm));
+            return refuse(format!(
+                "refine_spacing_mm is {}. From 0.25 to 20 is possible",
+                given.refine_spacing_mm
+            ));
         }
         if model.is_none() && given.refine_steps == 0 {
             return refuse("neither a model nor a refinement step. Give a model".into());
@@ -271,7 +272,8 @@ impl<'a> Task<'a> {
         // Label maps, and one structure's coverage here and there.
         let [fixed, moving] = grids.map(Grid::len);
         let is_labelled = self.labels.is_some() || !self.structures.is_empty();
-        let labels = if is_labelled { fixed + moving } else { 0 } + self.reference.as_ref().map_or(0, |_| fixed);
+        let labels =
+            if is_labelled { fixed + moving } else { 0 } + self.reference.as_ref().map_or(0, |_| fixed);
         found.bytes += labels + 4 * self.structures.len() * moving;
         Ok(found)
     }
@@ -281,10 +283,10 @@ impl<'a> Task<'a> {
         let limit = means.max_host_bytes;
         let mut budget = self.options.max_bytes;
         let mut found = self.estimate(engine, budget)?;
-        // Tiles come in steps, so the part that is left over is approached from above.
+        // Tiles come in steps, so the largest that fit are approached from above.
         while found.bytes > limit {
-            let smaller = found.working_bytes.saturating_sub((found.bytes - limit).max(1));
-            let next = self.estimate(engine, smaller).ok().filter(|next| next.bytes < found.bytes);
+            let smaller = found.tile_bytes / 8 * 7;
+            let next = self.estimate(engine, smaller).ok().filter(|next| next.tile_bytes < found.tile_bytes);
             let Some(next) = next else {
                 let least = self.least(engine)?;
                 let message = format!(
@@ -328,7 +330,10 @@ impl<'a> Task<'a> {
         let voxels = (self.fixed.grid.len() + self.moving.grid.len()) as f64;
         let threads = means.pool.current_num_threads() as f64;
         let seconds = per_voxel * found.network_voxels as f64
-            + voxels * (NANOSECONDS_PER_VOXEL + NANOSECONDS_PER_STEP * self.options.refine.steps as f64) * 1e-9 / threads;
+            + voxels
+                * (NANOSECONDS_PER_VOXEL + NANOSECONDS_PER_STEP * self.options.refine.steps as f64)
+                * 1e-9
+                / threads;
         Ok(jrs_estimate_result {
             host_bytes: found.bytes as u64,
             least_host_bytes: self.least(engine.as_ref())? as u64,
@@ -357,7 +362,8 @@ impl<'a> Task<'a> {
             let engine = self.model.map(|m| CpuEngine::new(&m.generator));
             let (budget, found) = self.budget(means, engine.as_ref())?;
             if Vec::<u8>::new().try_reserve_exact(found.bytes).is_err() {
-                let message = format!("the call needs {} bytes, and the system does not give them", found.bytes);
+                let message =
+                    format!("the call needs {} bytes, and the system does not give them", found.bytes);
                 return Err(Failure::new(JRS_E_MEMORY, message + ". Crop the scans or set max_host_bytes"));
             }
             budget
@@ -375,7 +381,8 @@ impl<'a> Task<'a> {
 
         progress.step("judge", 0, 1)?;
         let contours = OwnContours::carried(&structures, &done.field);
-        let labels = labels.or_else(|| (!structures.is_empty()).then(|| label_map(&structures, &moving.grid)));
+        let labels =
+            labels.or_else(|| (!structures.is_empty()).then(|| label_map(&structures, &moving.grid)));
         drop(structures);
         let carried = labels.as_ref().map(|l| warp_labels(l, &done.field, None));
         let organs = [reference.as_ref(), labels.as_ref()];

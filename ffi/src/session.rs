@@ -4,7 +4,9 @@ use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::status::{Failure, JRS_E_ARGUMENT, JRS_E_BUSY, JRS_E_DEVICE, JRS_E_UNSUPPORTED, adopt_thread, guard};
+use crate::status::{
+    Failure, JRS_E_ARGUMENT, JRS_E_BUSY, JRS_E_DEVICE, JRS_E_UNSUPPORTED, adopt_thread, guard,
+};
 use crate::structs::{AbiStruct, copy_text, init_struct, read_struct};
 
 /// The CPU.
@@ -133,7 +135,8 @@ pub unsafe extern "C" fn jrs_session_create(
             bytes => usize::try_from(bytes).unwrap_or(usize::MAX),
         };
         let means = Means { pool: Arc::new(pool(options.threads)?), max_host_bytes };
-        let new = jrs_session { options, means, is_busy: AtomicBool::new(false), last_error: Mutex::default() };
+        let new =
+            jrs_session { options, means, is_busy: AtomicBool::new(false), last_error: Mutex::default() };
         // SAFETY: not NULL, so by the contract valid for a write.
         unsafe { session.write(Box::into_raw(Box::new(new))) };
         Ok(())
@@ -216,14 +219,23 @@ fn check(options: &jrs_session_options) -> Result<(), Failure> {
             return Err(Failure::new(JRS_E_UNSUPPORTED, message));
         }
         other => {
-            return Err(Failure::new(JRS_E_ARGUMENT, format!("precision {other} is none of JRS_PRECISION_*")));
+            return Err(Failure::new(
+                JRS_E_ARGUMENT,
+                format!("precision {other} is none of JRS_PRECISION_*"),
+            ));
         }
     }
     if options.deterministic > 1 {
-        return Err(Failure::new(JRS_E_ARGUMENT, format!("deterministic is {}, not 0 or 1", options.deterministic)));
+        return Err(Failure::new(
+            JRS_E_ARGUMENT,
+            format!("deterministic is {}, not 0 or 1", options.deterministic),
+        ));
     }
     if options.threads > 1024 {
-        return Err(Failure::new(JRS_E_ARGUMENT, format!("{} threads. At most 1024 are possible", options.threads)));
+        return Err(Failure::new(
+            JRS_E_ARGUMENT,
+            format!("{} threads. At most 1024 are possible", options.threads),
+        ));
     }
     Ok(())
 }
@@ -241,5 +253,7 @@ fn pool(threads: u32) -> Result<rayon::ThreadPool, Failure> {
         .thread_name(|n| format!("jrs-{n}"))
         .start_handler(|_| adopt_thread())
         .build()
-        .map_err(|e| Failure::new(crate::status::JRS_E_MEMORY, format!("{threads} threads cannot be started ({e})")))
+        .map_err(|e| {
+            Failure::new(crate::status::JRS_E_MEMORY, format!("{threads} threads cannot be started ({e})"))
+        })
 }

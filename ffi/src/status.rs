@@ -141,7 +141,9 @@ fn panic_text(payload: &(dyn Any + Send), place: &str) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
     let place = if place.is_empty() { String::new() } else { format!(" at {place}") };
-    format!("internal error in libjrs: {text}{place}. Please report this with the version and what was being done")
+    format!(
+        "internal error in libjrs: {text}{place}. Please report this with the version and what was being done"
+    )
 }
 
 #[cfg(test)]

@@ -139,8 +139,10 @@ pub(crate) unsafe fn copy_out<T: Copy>(
         return Ok(());
     }
     if capacity < values.len() {
-        let message =
-            format!("{} are needed and the buffer takes {capacity}. Call again with a larger one", values.len());
+        let message = format!(
+            "{} are needed and the buffer takes {capacity}. Call again with a larger one",
+            values.len()
+        );
         return Err(Failure::new(JRS_E_BUFFER_TOO_SMALL, message));
     }
     // SAFETY: the buffer is writable for at least as many values and cannot overlap what is ours.

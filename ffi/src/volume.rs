@@ -153,7 +153,10 @@ fn grid(v: &jrs_volume, name: &str) -> Result<Grid, Failure> {
         ));
     }
     if v.spacing.iter().any(|s| !(SPACING[0]..=SPACING[1]).contains(s)) {
-        return refuse(format!("a spacing of {:?} mm. From {} to {} is possible", v.spacing, SPACING[0], SPACING[1]));
+        return refuse(format!(
+            "a spacing of {:?} mm. From {} to {} is possible",
+            v.spacing, SPACING[0], SPACING[1]
+        ));
     }
     let d = &v.direction;
     let direction = [[d[0], d[1], d[2]], [d[3], d[4], d[5]], [d[6], d[7], d[8]]];
@@ -173,7 +176,8 @@ fn grid(v: &jrs_volume, name: &str) -> Result<Grid, Failure> {
 /// Byte strides, and the bytes from the first voxel to the end of the last.
 fn layout(v: &jrs_volume, width: u64, name: &str) -> Result<([usize; 3], u64), Failure> {
     let refuse = || {
-        let message = format!("strides {:?} of {name}. Give bytes that are not negative, or all 0", v.strides);
+        let message =
+            format!("strides {:?} of {name}. Give bytes that are not negative, or all 0", v.strides);
         Failure::new(JRS_E_GEOMETRY, message)
     };
     let strides = if v.strides == [0; 3] {
@@ -210,11 +214,15 @@ impl Borrowed<'_> {
     /// A copy of a label map that belongs to a scan on `grid`.
     pub fn labels(&self, grid: &Grid, scan: &str) -> Result<Volume<u8>, Failure> {
         if self.dtype != JRS_UINT8 || (self.slope, self.intercept) != (1.0, 0.0) {
-            let message = format!("{} is a label map. Give JRS_UINT8 with slope 1 and intercept 0", self.name);
+            let message =
+                format!("{} is a label map. Give JRS_UINT8 with slope 1 and intercept 0", self.name);
             return Err(Failure::new(JRS_E_ARGUMENT, message));
         }
         if !self.grid.same_space(grid, 0.1) {
-            let message = format!("{} ({:?} voxels) is not on the grid of {scan} ({:?})", self.name, self.grid.size, grid.size);
+            let message = format!(
+                "{} ({:?} voxels) is not on the grid of {scan} ({:?})",
+                self.name, self.grid.size, grid.size
+            );
             return Err(Failure::new(JRS_E_GEOMETRY, message));
         }
         Ok(Volume::new(grid.clone(), self.collect(|b: [u8; 1]| b[0])))

@@ -30,7 +30,11 @@ pub const JRS_FILE_LABELS_NIFTI: u32 = 6;
 /// # Safety
 /// `result` is NULL or a live handle; `path` is NULL or a NUL-terminated string.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn jrs_result_write(result: *const jrs_result, format: u32, path: *const c_char) -> i32 {
+pub unsafe extern "C" fn jrs_result_write(
+    result: *const jrs_result,
+    format: u32,
+    path: *const c_char,
+) -> i32 {
     guard(|| {
         // SAFETY: by the contract.
         let (result, path) = unsafe { (live(result)?, text(path, "path")?) };

@@ -83,7 +83,14 @@ fn make_ground() -> Option<Ground> {
     coarse.manifest.preprocessing.spacing_mm = 6.0;
     coarse.save(&model).unwrap();
     let mut register = Command::new(&jrs);
-    register.arg("register").arg("--model").arg(&model).arg("--fixed").arg(&fixed).arg("--moving").arg(&moving);
+    register
+        .arg("register")
+        .arg("--model")
+        .arg(&model)
+        .arg("--fixed")
+        .arg(&fixed)
+        .arg("--moving")
+        .arg(&moving);
     must_succeed(&output(register.arg("--labels").arg(&labels).arg("--out").arg(&expected))?);
     Some(Ground { prefix, model, pair, expected })
 }
@@ -140,7 +147,14 @@ impl Ground {
         let flags = must_succeed(&output(&mut ask)?);
         let program = temporary(name).join("client");
         let mut compile = Command::new("cc");
-        compile.args(STRICT).args(more).arg(source).arg("-o").arg(&program).args(flags.split_whitespace()).arg("-lm");
+        compile
+            .args(STRICT)
+            .args(more)
+            .arg(source)
+            .arg("-o")
+            .arg(&program)
+            .args(flags.split_whitespace())
+            .arg("-lm");
         must_succeed(&output(&mut compile)?);
         Some(program)
     }
@@ -165,7 +179,11 @@ fn c_by_pkg_config() {
 fn c_with_the_static_library() {
     let Some(ground) = ground() else { return };
     let mut ask = Command::new("pkg-config");
-    ask.env("PKG_CONFIG_PATH", ground.libraries().join("pkgconfig")).args(["--static", "--libs-only-l", "jrs"]);
+    ask.env("PKG_CONFIG_PATH", ground.libraries().join("pkgconfig")).args([
+        "--static",
+        "--libs-only-l",
+        "jrs",
+    ]);
     let Some(said) = output(&mut ask) else { return };
     let flags = must_succeed(&said).replace("-ljrs", "-l:libjrs.a");
     let program = temporary("c-static").join("client");
@@ -211,7 +229,12 @@ fn python_without_copies() {
     let (Some(ground), Some(python)) = (ground(), python()) else { return };
     let arguments = ground.arguments("python");
     let examples = ground.prefix.join("share/jrs/examples/python");
-    println!("{}", must_succeed(&output(ground.run(&python).arg(examples.join("register.py")).args(&arguments)).unwrap()));
+    println!(
+        "{}",
+        must_succeed(
+            &output(ground.run(&python).arg(examples.join("register.py")).args(&arguments)).unwrap()
+        )
+    );
     ground.compare(&arguments[2]);
     let mut panic = ground.run(&python);
     panic.env("PYTHONPATH", &examples).arg(here("tests/clients/panic.py"));
@@ -222,15 +245,22 @@ fn python_without_copies() {
 fn csharp_on_mono() {
     let Some(ground) = ground() else { return };
     let examples = ground.prefix.join("share/jrs/examples/csharp");
-    for (source, arguments) in
-        [(examples.join("Register.cs"), Some(ground.arguments("csharp"))), (here("tests/clients/Panic.cs"), None)]
-    {
+    for (source, arguments) in [
+        (examples.join("Register.cs"), Some(ground.arguments("csharp"))),
+        (here("tests/clients/Panic.cs"), None),
+    ] {
         let program = temporary("csharp-build").join("client.exe");
         let mut compile = Command::new("mcs");
-        compile.arg("-warnaserror").arg(format!("-out:{}", program.display())).arg(examples.join("Jrs.cs")).arg(source);
+        compile
+            .arg("-warnaserror")
+            .arg(format!("-out:{}", program.display()))
+            .arg(examples.join("Jrs.cs"))
+            .arg(source);
         let Some(said) = output(&mut compile) else { return };
         must_succeed(&said);
-        let Some(said) = output(ground.run("mono").arg(program).args(arguments.iter().flatten())) else { return };
+        let Some(said) = output(ground.run("mono").arg(program).args(arguments.iter().flatten())) else {
+            return;
+        };
         println!("{}", must_succeed(&said));
         if let Some([.., out]) = &arguments {
             ground.compare(out);
@@ -260,7 +290,9 @@ fn address_sanitizer_finds_nothing() {
 #[test]
 fn valgrind_finds_nothing() {
     let Some(ground) = ground() else { return };
-    let Some(client) = ground.compile(&here("examples/c/register.c"), "valgrind-build", &["-g"]) else { return };
+    let Some(client) = ground.compile(&here("examples/c/register.c"), "valgrind-build", &["-g"]) else {
+        return;
+    };
     // Everything takes fifty times as long there: a pair that is just large enough to be aligned.
     let root = temporary("small-pair");
     let (fixed, moving) = (support::scan([22, 20, 18], 2.0), support::scan([22, 20, 18], 0.0));
@@ -271,22 +303,35 @@ fn valgrind_finds_nothing() {
     write_contours(&root, &organs);
     let mut run = ground.run("valgrind");
     run.args(["--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite"]);
-    let Some(said) = output(run.arg(client).arg(&ground.model).arg(root).arg(temporary("valgrind"))) else { return };
+    let Some(said) = output(run.arg(client).arg(&ground.model).arg(root).arg(temporary("valgrind"))) else {
+        return;
+    };
     must_succeed(&said);
 }
 
-/// On volumes of some size, so that what a process has besides does not matter.
+/// Measured on volumes of some size, so that what a process has besides does not matter.
 #[test]
 fn memory_is_what_was_estimated() {
     let Some(ground) = ground() else { return };
-    let Some(client) = ground.compile(&here("tests/clients/measure.c"), "measure-build", &["-O1"]) else { return };
-    // More voxels than the network's (6 mm), as many, and fewer; one direction and both.
-    for case in ["160 140 110 2 1", "160 140 110 2 0", "110 100 90 6 1", "70 64 60 10 1", "70 64 60 10 0"] {
-        let said = output(ground.run(&client).arg(&ground.model).args(case.split(' '))).unwrap();
-        let said = must_succeed(&said);
+    let Some(client) = ground.compile(&here("tests/clients/measure.c"), "measure-build", &["-O1"]) else {
+        return;
+    };
+    let measured = |case: &str| {
+        let said =
+            must_succeed(&output(ground.run(&client).arg(&ground.model).args(case.split(' '))).unwrap());
         let figures: serde_json::Value = serde_json::from_str(&said).unwrap();
         let [peak, estimated] = ["peak_bytes", "estimated_bytes"].map(|key| figures[key].as_f64().unwrap());
-        println!("{case}: {said} estimate / peak = {:.2}", estimated / peak);
-        assert!((estimated / peak - 1.0).abs() < 0.15, "{case}: {said}");
+        println!("{case}: estimate / peak = {:.2} {said}", estimated / peak);
+        estimated / peak
+    };
+    // Images and fields decide; one direction and both.
+    for case in ["240 220 170 1.5 1", "240 220 170 1.5 0"] {
+        let ratio = measured(case);
+        assert!((ratio - 1.0).abs() < 0.15, "{case}: {ratio}");
+    }
+    // The network decides: never less than it takes, or a limit would not be kept.
+    for case in ["40 40 40 10 0", "60 50 50 10 1"] {
+        let ratio = measured(case);
+        assert!((0.95..2.5).contains(&ratio), "{case}: {ratio}");
     }
 }

@@ -78,7 +78,9 @@ fn the_release_is_small_tight_and_says_nothing_of_its_birth() {
     for place in [env!("CARGO_MANIFEST_DIR"), &format!("{home}/.cargo")] {
         assert!(!bytes.windows(place.len()).any(|w| w == place.as_bytes()), "{place} is in the library");
     }
-    for file in ["SOUP.md", "sbom.cdx.json", "integrators.md", "licences/LICENSE-MIT", "examples/c/register.c"] {
+    for file in
+        ["SOUP.md", "sbom.cdx.json", "integrators.md", "licences/LICENSE-MIT", "examples/c/register.c"]
+    {
         assert!(prefix.join("share/jrs").join(file).is_file(), "{file}");
     }
 }
@@ -120,8 +122,12 @@ fn the_binary_interface_is_the_baselines() {
 fn prototypes(header: &str) -> Vec<String> {
     let is_code = |line: &&str| !line.starts_with("//") && !line.starts_with('#');
     let code = header.split_once("*/").unwrap().1.lines().filter(is_code).collect::<Vec<_>>().join(" ");
-    let declared = code.split(';').map(|statement| statement.split_whitespace().collect::<Vec<_>>().join(" "));
-    let is_function = |text: &String| text.contains("jrs_") && text.ends_with(')') && !text.contains("typedef");
-    let plain = |text: String| text.rsplit('}').next().unwrap().trim().trim_start_matches("extern \"C\" {").trim().to_owned();
+    let declared =
+        code.split(';').map(|statement| statement.split_whitespace().collect::<Vec<_>>().join(" "));
+    let is_function =
+        |text: &String| text.contains("jrs_") && text.ends_with(')') && !text.contains("typedef");
+    let plain = |text: String| {
+        text.rsplit('}').next().unwrap().trim().trim_start_matches("extern \"C\" {").trim().to_owned()
+    };
     declared.map(plain).filter(is_function).collect()
 }

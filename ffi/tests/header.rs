@@ -7,7 +7,8 @@ mod support;
 
 /// In the order of the header.
 const MODULES: [&str; 11] = [
-    "version", "status", "volume", "contours", "model", "session", "cancel", "limits", "register", "result", "qa",
+    "version", "status", "volume", "contours", "model", "session", "cancel", "limits", "register", "result",
+    "qa",
 ];
 
 fn source(relative: &str) -> PathBuf {
@@ -29,7 +30,10 @@ fn the_committed_header_is_the_generated_one() {
         std::fs::write(&path, &generated).unwrap();
     }
     let committed = std::fs::read_to_string(&path).unwrap();
-    assert!(committed == generated, "include/jrs.h is stale: run JRS_BLESS=1 cargo test -p jrs-ffi --test header");
+    assert!(
+        committed == generated,
+        "include/jrs.h is stale: run JRS_BLESS=1 cargo test -p jrs-ffi --test header"
+    );
 }
 
 #[test]

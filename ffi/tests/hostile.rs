@@ -90,9 +90,16 @@ fn null_everywhere() {
         assert_eq!(jrs_result_dvf_view(good, null_mut(), null_mut(), null_mut()), e);
         assert_eq!(jrs_result_dvf(good, null_mut(), 5, &mut needed), e);
         assert_eq!(jrs_result_warped_view(good, null_mut()), e);
-        assert_eq!(jrs_result_labels_view(good, &mut untouched::<u8>().cast_const()), JRS_E_INPUT, "there are none");
+        assert_eq!(
+            jrs_result_labels_view(good, &mut untouched::<u8>().cast_const()),
+            JRS_E_INPUT,
+            "there are none"
+        );
         assert_eq!(jrs_result_carry_points(good, null(), 1, null_mut(), null_mut(), null_mut()), e);
-        assert_eq!(jrs_result_carry_points(good, [1.0; 3].as_ptr(), 1, null_mut(), null_mut(), null_mut()), e);
+        assert_eq!(
+            jrs_result_carry_points(good, [1.0; 3].as_ptr(), 1, null_mut(), null_mut(), null_mut()),
+            e
+        );
         let nan = [f64::NAN; 3];
         assert_eq!(jrs_result_map_points(good, nan.as_ptr(), 1, [0.0; 3].as_mut_ptr()), JRS_E_INPUT);
         assert_eq!(jrs_result_map_points(good, nan.as_ptr(), usize::MAX, [0.0; 3].as_mut_ptr()), e);
@@ -150,14 +157,21 @@ fn values_that_mean_nothing() {
         matrix[12..].copy_from_slice(&last);
         assert_eq!(code(&jrs_register_input { prealign: matrix.as_ptr(), ..given }), JRS_E_ARGUMENT);
     }
-    assert_eq!(code(&jrs_register_input { max_tile_bytes: 1, ..given }), JRS_E_INPUT, "no tile is that small");
+    assert_eq!(
+        code(&jrs_register_input { max_tile_bytes: 1, ..given }),
+        JRS_E_INPUT,
+        "no tile is that small"
+    );
 
     assert_eq!(with(&jrs_volume { strides: [4, i64::MAX / 8, i64::MAX / 8], ..f }), JRS_E_GEOMETRY);
     assert_eq!(with(&jrs_volume { strides: [-4, 40, 360], ..f }), JRS_E_GEOMETRY);
     assert_eq!(with(&jrs_volume { strides: [4, 40, 400], ..f }), JRS_E_GEOMETRY, "beyond the caller's bytes");
     assert_eq!(with(&jrs_volume { dims: [u64::MAX / 4, 4, 4], ..f }), JRS_E_GEOMETRY);
     assert_eq!(with(&jrs_volume { dims: [10, 9, 1], ..f }), JRS_E_GEOMETRY, "a single slice");
-    assert_eq!(with(&jrs_volume { data_bytes: u64::MAX, dims: [1 << 10, 1 << 10, 1 << 12], ..f }), JRS_E_GEOMETRY);
+    assert_eq!(
+        with(&jrs_volume { data_bytes: u64::MAX, dims: [1 << 10, 1 << 10, 1 << 12], ..f }),
+        JRS_E_GEOMETRY
+    );
     assert_eq!(with(&jrs_volume { dtype: 3, ..f }), JRS_E_ARGUMENT, "a label map as a scan");
     assert_eq!(with(&jrs_volume { origin: [900.0, 0.0, 0.0], ..f }), JRS_E_INPUT, "no overlap");
     let air = [-1000f32; 720];
@@ -215,7 +229,10 @@ fn contours_that_are_none() {
     assert_eq!(code(jrs_contours { point_count: u64::MAX / 2, ..good }), JRS_E_ARGUMENT);
     assert_eq!(code(jrs_contours { polygon_count: u64::MAX, ..good }), JRS_E_ARGUMENT);
     assert_eq!(code(jrs_contours { polygon_labels: [0u8].as_ptr(), ..good }), JRS_E_ARGUMENT);
-    assert_eq!(code(jrs_contours { points: points.as_ptr().cast::<f64>().wrapping_byte_add(1), ..good }), JRS_E_ARGUMENT);
+    assert_eq!(
+        code(jrs_contours { points: points.as_ptr().cast::<f64>().wrapping_byte_add(1), ..good }),
+        JRS_E_ARGUMENT
+    );
     let tilted = points.map(|[x, y, z]| [x, y, z + 0.3 * x]);
     assert_eq!(code(jrs_contours { points: tilted.as_ptr().cast(), ..good }), JRS_E_INPUT);
     let nowhere = points.map(|[x, _, z]| [x, f64::INFINITY, z]);
@@ -352,7 +369,11 @@ fn a_panic_inside_is_a_code_and_a_log_line() {
     for place in [0, 1] {
         // SAFETY: the session is live.
         assert_eq!(unsafe { jrs::debug::jrs_debug_panic(session, place) }, JRS_E_INTERNAL);
-        assert!(last_error().contains("injected on") && last_error().contains("debug.rs"), "{}", last_error());
+        assert!(
+            last_error().contains("injected on") && last_error().contains("debug.rs"),
+            "{}",
+            last_error()
+        );
     }
     // SAFETY: freed once; the list is read when nothing writes to it any more.
     unsafe {

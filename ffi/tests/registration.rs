@@ -32,7 +32,10 @@ fn run(session: *mut jrs_session, model: *const jrs_model, input: &jrs_register_
 }
 
 /// A text of the interface.
-fn text<T>(get: unsafe extern "C" fn(*const T, *mut c_char, usize, *mut usize) -> i32, of: *const T) -> String {
+fn text<T>(
+    get: unsafe extern "C" fn(*const T, *mut c_char, usize, *mut usize) -> i32,
+    of: *const T,
+) -> String {
     let mut needed = 0;
     // SAFETY: `of` is live; the buffer is as long as asked for.
     unsafe {
@@ -92,7 +95,10 @@ fn everything_is_what_the_library_makes_of_it() {
         assert!(std::slice::from_raw_parts(warped, fixed.grid.len()) == ours.warped.data);
         let mut carried = std::ptr::null();
         assert_eq!(jrs_result_labels_view(result, &mut carried), JRS_OK);
-        assert!(std::slice::from_raw_parts(carried, fixed.grid.len()) == warp_labels(&labels, &ours.field, None).data);
+        assert!(
+            std::slice::from_raw_parts(carried, fixed.grid.len())
+                == warp_labels(&labels, &ours.field, None).data
+        );
         let (mut dims, mut back) = ([0; 3], [0.0; 16]);
         assert_eq!(jrs_result_dims(result, dims.as_mut_ptr()), JRS_OK);
         assert_eq!(jrs_result_prealign(result, back.as_mut_ptr()), JRS_OK);
@@ -159,7 +165,8 @@ fn contours_come_back_with_holes() {
         let holes = std::slice::from_raw_parts(found.polygon_is_hole, polygons);
         let counts = std::slice::from_raw_parts(found.polygon_points, polygons);
         let slices = std::slice::from_raw_parts(found.polygon_slices, polygons);
-        let mut rest = std::slice::from_raw_parts(found.points.cast::<[f64; 3]>(), found.point_count as usize);
+        let mut rest =
+            std::slice::from_raw_parts(found.points.cast::<[f64; 3]>(), found.point_count as usize);
         assert!(holes.iter().filter(|&&h| h == 1).count() >= 6 && polygons >= 14, "{holes:?}");
         for n in 0..polygons {
             let (own, after) = rest.split_at(counts[n] as usize);
@@ -293,14 +300,20 @@ fn cancelling_takes_effect_within_one_tile() {
     let (f, m) = (volume(&fixed), volume(&moving));
     let mut given = input(&f, &m);
     // Small tiles: the smallest that 60-voxel edges take.
-    given.max_tile_bytes = libjrs::engine::Engine::bytes(&libjrs::engine::CpuEngine::new(&support::model().generator), [60; 3]) as u64;
+    given.max_tile_bytes =
+        libjrs::engine::Engine::bytes(&libjrs::engine::CpuEngine::new(&support::model().generator), [60; 3])
+            as u64;
     let mut result = std::ptr::null_mut();
     // SAFETY: handles are live and inputs are ours; the result must stay untouched.
     unsafe {
         assert_eq!(jrs_register(session, model, &given, std::ptr::null(), &mut result), JRS_E_CANCELLED);
         assert!(result.is_null());
         let tiles = &seen.tiles;
-        assert_eq!(tiles.last().map(|t| t.0), Some(2), "the answer to the second tile is the last that counts");
+        assert_eq!(
+            tiles.last().map(|t| t.0),
+            Some(2),
+            "the answer to the second tile is the last that counts"
+        );
         assert!(tiles[0].1 >= 4, "{} tiles", tiles[0].1);
         let tile = tiles[2].2 - tiles[1].2;
 
@@ -338,7 +351,11 @@ fn cancelling_takes_effect_within_one_tile() {
     }
 }
 
-fn figures(session: *mut jrs_session, model: *const jrs_model, input: &jrs_register_input) -> jrs_estimate_result {
+fn figures(
+    session: *mut jrs_session,
+    model: *const jrs_model,
+    input: &jrs_register_input,
+) -> jrs_estimate_result {
     // SAFETY: zero is valid, and the size is set.
     let mut found: jrs_estimate_result = unsafe { std::mem::zeroed() };
     found.struct_size = size_of::<jrs_estimate_result>();
@@ -361,7 +378,12 @@ fn a_memory_limit_makes_tiles_or_is_refused_up_front() {
     let limit = (whole.least_host_bytes + whole.host_bytes) / 2;
     let tight = session(|o| o.max_host_bytes = limit);
     let tiled = figures(tight, model, &given);
-    assert!(tiled.tiles > 1 && tiled.host_bytes <= limit, "{} tiles, {} bytes", tiled.tiles, tiled.host_bytes);
+    assert!(
+        tiled.tiles > 1 && tiled.host_bytes <= limit,
+        "{} tiles, {} bytes",
+        tiled.tiles,
+        tiled.host_bytes
+    );
     let limited = run(tight, model, &given);
     let apart = dvf(unlimited).iter().zip(dvf(limited)).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
     assert!(apart < 1e-3, "tiles change the field by {apart} mm");

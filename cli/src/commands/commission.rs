@@ -60,7 +60,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     jrs_report::save(args.out.join("report.html"), page(&report))?;
     for case in &report.cases {
         let failed: Vec<&str> = case.checks.iter().filter(|c| !c.passed).map(|c| c.name.as_str()).collect();
-        let outcome = if failed.is_empty() { "passed".into() } else { format!("FAILED: {}", failed.join(", ")) };
+        let outcome =
+            if failed.is_empty() { "passed".into() } else { format!("FAILED: {}", failed.join(", ")) };
         println!("{:20} {outcome}", case.name);
     }
     println!("{}", args.out.join("report.html").display());

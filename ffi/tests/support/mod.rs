@@ -87,7 +87,8 @@ pub fn scan(size: [usize; 3], shift: f64) -> Volume<f32> {
     let mut grid = Grid::axis_aligned(size, [2.5, 2.5, 2.5], [0.0; 3]);
     grid.origin = size.map(|n| -2.5 * (n - 1) as f64 / 2.0);
     let value = |i: usize| {
-        let p = grid.to_physical([i % size[0], i / size[0] % size[1], i / size[0] / size[1]].map(|v| v as f64));
+        let p =
+            grid.to_physical([i % size[0], i / size[0] % size[1], i / size[0] / size[1]].map(|v| v as f64));
         let x = p[0] + shift * (-(p[0] * p[0] + p[1] * p[1] + p[2] * p[2]) / 400.0).exp();
         let radius = (p[0].powi(2) + p[1].powi(2) + p[2].powi(2)).sqrt();
         let inside = 1.0 / (1.0 + (radius - 1.1 * size[1] as f64).exp());

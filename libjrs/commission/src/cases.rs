@@ -66,7 +66,8 @@ pub const CASES: [Case; 9] = [
             let centre = scene.place([x, y, height]);
             let mut fixed = scene.scan(1, swelling(centre, [1.0, 1.0, 0.0], 0.4, 18.0));
             let anatomy = &scene.patient.anatomy;
-            let is_gas = |x: Point, t: Point| (x[2] - centre[2]).abs() < 25.0 && anatomy.organs.rectum(t) < -3.0;
+            let is_gas =
+                |x: Point, t: Point| (x[2] - centre[2]).abs() < 25.0 && anatomy.organs.rectum(t) < -3.0;
             scene.paint(&mut fixed, |x, t| is_gas(x, t).then_some(-900.0));
             pair(fixed, rest(scene))
         },
@@ -155,7 +156,8 @@ fn metal(hip: Point, x: Point, phase: f64) -> Option<f32> {
         return Some(3000.0);
     }
     let reach = dx.hypot(dy);
-    let is_streak = (x[2] - hip[2]).abs() < 14.0 && reach < 120.0 && (9.0 * dy.atan2(dx) + phase).cos() > 0.97;
+    let is_streak =
+        (x[2] - hip[2]).abs() < 14.0 && reach < 120.0 && (9.0 * dy.atan2(dx) + phase).cos() > 0.97;
     is_streak.then_some(if (x[2] / 3.0).sin() > 0.0 { 600.0 } else { -600.0 })
 }
 

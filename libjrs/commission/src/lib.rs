@@ -139,7 +139,8 @@ mod tests {
         assert!(case(&refined, "identity").passed(), "{:?}", case(&refined, "identity"));
         let rigid = check(&refined, "shift", "error of the prealignment");
         assert!(rigid.passed, "{rigid:?}");
-        let moved = ["smooth bump", "bladder filling", "oblique grid", "anisotropic grid", "cut field of view"];
+        let moved =
+            ["smooth bump", "bladder filling", "oblique grid", "anisotropic grid", "cut field of view"];
         for name in moved {
             let error = |report| check(report, name, "error in the organs (p95)").value.unwrap();
             let (before, after) = (error(&still), error(&refined));

@@ -108,7 +108,11 @@ mod tests {
 
     fn area(line: &Line) -> f32 {
         let p = &line.points;
-        (0..p.len()).map(|i| (p[i], p[(i + 1) % p.len()])).map(|(a, b)| a[0] * b[1] - b[0] * a[1]).sum::<f32>() / 2.0
+        (0..p.len())
+            .map(|i| (p[i], p[(i + 1) % p.len()]))
+            .map(|(a, b)| a[0] * b[1] - b[0] * a[1])
+            .sum::<f32>()
+            / 2.0
     }
 
     #[test]

@@ -40,12 +40,14 @@ pub fn trace(coverage: &Volume<f32>) -> Vec<SliceContour> {
         for (y, row) in plane.chunks_exact(nx).enumerate() {
             framed[(y + 1) * width + 1..][..nx].copy_from_slice(row);
         }
-        contours.extend(lines(&framed, width, height, 0.5).into_iter().map(|line| SliceContour {
-            slice,
-            is_hole: signed_area(&line.points) < 0.0,
-            points: (line.points.iter())
-                .map(|p| grid.to_physical([f64::from(p[0]) - 1.0, f64::from(p[1]) - 1.0, slice as f64]))
-                .collect(),
+        contours.extend(lines(&framed, width, height, 0.5).into_iter().map(|line| {
+            SliceContour {
+                slice,
+                is_hole: signed_area(&line.points) < 0.0,
+                points: (line.points.iter())
+                    .map(|p| grid.to_physical([f64::from(p[0]) - 1.0, f64::from(p[1]) - 1.0, slice as f64]))
+                    .collect(),
+            }
         }));
     }
     contours
@@ -80,7 +82,8 @@ mod tests {
     /// A circle about index (cx, cy) with a radius in mm.
     fn circle(grid: &Grid, [cx, cy]: [f64; 2], slice: usize, mm: f64) -> Vec<Point> {
         let angle = |n: usize| n as f64 / 100.0 * std::f64::consts::TAU;
-        let at = |a: f64| [cx + mm * a.cos() / grid.spacing[0], cy + mm * a.sin() / grid.spacing[1], slice as f64];
+        let at =
+            |a: f64| [cx + mm * a.cos() / grid.spacing[0], cy + mm * a.sin() / grid.spacing[1], slice as f64];
         (0..100).map(|n| grid.to_physical(at(angle(n)))).collect()
     }
 

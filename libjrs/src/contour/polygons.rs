@@ -118,15 +118,14 @@ mod tests {
     #[test]
     fn shares_holes_islands_and_gaps() {
         let grid = Grid::axis_aligned([10, 10, 6], [1.0; 3], [0.0; 3]);
-        let polygons = [
-            square(0.75, 8.5, 1.0),
-            square(2.5, 6.5, 1.0),
-            square(3.5, 5.5, 1.0),
-            square(-90.0, 90.0, 4.1),
-        ];
+        let polygons =
+            [square(0.75, 8.5, 1.0), square(2.5, 6.5, 1.0), square(3.5, 5.5, 1.0), square(-90.0, 90.0, 4.1)];
         let found = rasterise(&polygons, &grid).unwrap();
         let at = |x, y, z| found.coverage.at(x, y, z);
-        assert_eq!([at(0, 5, 1), at(1, 5, 1), at(2, 2, 1), at(3, 3, 1), at(4, 4, 1)], [0.0, 0.75, 1.0, 0.0, 1.0]);
+        assert_eq!(
+            [at(0, 5, 1), at(1, 5, 1), at(2, 2, 1), at(3, 3, 1), at(4, 4, 1)],
+            [0.0, 0.75, 1.0, 0.0, 1.0]
+        );
         assert!((at(1, 1, 1) - 0.5625).abs() < 1e-6, "a quarter is missing in both directions");
         assert_eq!(found.coverage.data[400..500], [1.0; 100], "cut at the edge of the scan");
         assert_eq!(found.gaps, [2..4]);

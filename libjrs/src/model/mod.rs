@@ -213,11 +213,13 @@ impl Model {
     /// [`Error::Input`] if there is no signature, or it was made with another key or for another manifest.
     pub fn verify_signature(&self, key: &PublicKey) -> Result<()> {
         let fix = "use the model file as its vendor signed it, and that vendor's public key";
-        let signature = self.signature.as_ref().ok_or_else(|| Error::input("the model is not signed", fix))?;
+        let signature =
+            self.signature.as_ref().ok_or_else(|| Error::input("the model is not signed", fix))?;
         if key.accepts(json(&self.manifest).as_bytes(), signature) {
             return Ok(());
         }
-        let problem = format!("the model's signature does not belong to its manifest and the key {}", key.to_hex());
+        let problem =
+            format!("the model's signature does not belong to its manifest and the key {}", key.to_hex());
         Err(Error::input(problem, fix))
     }
 

@@ -23,7 +23,9 @@ pub struct SecretKey(SigningKey);
 impl Signature {
     /// From 128 hexadecimal digits.
     pub(super) fn from_hex(hex: &str) -> Result<Self, String> {
-        from_hex(hex).map(Self).ok_or_else(|| format!("its signature `{hex:.20}...` is not 128 hexadecimal digits"))
+        from_hex(hex)
+            .map(Self)
+            .ok_or_else(|| format!("its signature `{hex:.20}...` is not 128 hexadecimal digits"))
     }
 
     /// As hexadecimal digits.
@@ -81,9 +83,10 @@ impl SecretKey {
         let path = path.as_ref();
         let fix = "make one with `openssl rand -out key 32` and keep it secret";
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e, fix))?;
-        let seed: &[u8; 32] = bytes.as_slice().try_into().map_err(|_| {
-            Error::file(path, format!("{} bytes, and a secret key has 32", bytes.len()), fix)
-        })?;
+        let seed: &[u8; 32] = bytes
+            .as_slice()
+            .try_into()
+            .map_err(|_| Error::file(path, format!("{} bytes, and a secret key has 32", bytes.len()), fix))?;
         Ok(Self(SigningKey::from_bytes(seed)))
     }
 
