@@ -86,7 +86,7 @@ pub(crate) unsafe fn copy_in(contours: *const jrs_contours) -> Result<Vec<Struct
     }
     // SAFETY: the arrays are as long as the struct says.
     let (points, counts, labels) = unsafe {
-        let numbers = c.point_count.checked_mul(3).unwrap_or(u64::MAX);
+        let numbers = c.point_count.saturating_mul(3);
         (
             array(c.points, numbers, "points of contours")?,
             array(c.polygon_points, c.polygon_count, "polygon_points")?,

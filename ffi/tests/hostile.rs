@@ -51,7 +51,7 @@ fn null_everywhere() {
         let mut model_out = untouched();
         assert_eq!(jrs_model_load(null(), null(), &mut model_out), e);
         assert_eq!(jrs_model_load(c"m".as_ptr(), null(), null_mut()), e);
-        assert_eq!(jrs_model_load(b"\xff\0".as_ptr().cast(), null(), &mut model_out), e, "not UTF-8");
+        assert_eq!(jrs_model_load(c"\xff".as_ptr(), null(), &mut model_out), e, "not UTF-8");
         assert_eq!(jrs_model_load_memory(null(), 3, null(), &mut model_out), e);
         assert_eq!(jrs_model_load_memory(b"x".as_ptr().cast(), usize::MAX, null(), &mut model_out), e);
         assert_eq!(model_out, untouched());

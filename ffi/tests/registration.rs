@@ -290,8 +290,10 @@ fn cancelling_takes_effect_within_one_tile() {
         stop_at,
         on_thread: std::thread::current().id(),
     };
-    let mut seen = new(2);
-    let user = Shared((&raw mut seen).cast::<c_void>());
+    // The callback writes to it, so it is only touched through the pointer.
+    let mut place = new(2);
+    let seen = &raw mut place;
+    let user = Shared(seen.cast::<c_void>());
     let session = session(|o| {
         o.threads = 1;
         o.progress = Some(watch);
@@ -308,7 +310,7 @@ fn cancelling_takes_effect_within_one_tile() {
     unsafe {
         assert_eq!(jrs_register(session, model, &given, std::ptr::null(), &mut result), JRS_E_CANCELLED);
         assert!(result.is_null());
-        let tiles = &seen.tiles;
+        let tiles = std::mem::take(&mut (*seen).tiles);
         assert_eq!(
             tiles.last().map(|t| t.0),
             Some(2),
@@ -318,7 +320,7 @@ fn cancelling_takes_effect_within_one_tile() {
         let tile = tiles[2].2 - tiles[1].2;
 
         // From another thread, in the middle of a tile.
-        seen = new(u64::MAX);
+        *seen = new(u64::MAX);
         let mut cancel = std::ptr::null_mut();
         assert_eq!(jrs_cancel_create(&mut cancel), JRS_OK);
         let (token, asked) = (Shared(cancel), AtomicU64::new(0));
@@ -333,14 +335,15 @@ fn cancelling_takes_effect_within_one_tile() {
             assert_eq!(jrs_register(session, model, &given, cancel, &mut result), JRS_E_CANCELLED);
         });
         let latency = started.elapsed() - Duration::from_micros(asked.load(Ordering::SeqCst));
-        let longest = seen.tiles.windows(2).map(|t| t[1].2 - t[0].2).max().unwrap_or(tile).max(tile);
+        let tiles = std::mem::take(&mut (*seen).tiles);
+        let longest = tiles.windows(2).map(|t| t[1].2 - t[0].2).max().unwrap_or(tile).max(tile);
         println!("cancelled {latency:.1?} after the request; a tile takes {longest:.1?}");
         assert!(latency <= 2 * longest + Duration::from_millis(50), "{latency:?} for tiles of {longest:?}");
         assert!(text(jrs_session_last_error, session).contains("cancelled"));
 
         // The session can be used again, the token too.
         jrs_cancel_reset(cancel);
-        seen = new(u64::MAX);
+        *seen = new(u64::MAX);
         given.both_directions = 0;
         assert_eq!(jrs_register(session, model, &given, cancel, &mut result), JRS_OK);
         jrs_cancel_request(std::ptr::null());

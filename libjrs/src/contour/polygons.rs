@@ -128,7 +128,7 @@ mod tests {
         );
         assert!((at(1, 1, 1) - 0.5625).abs() < 1e-6, "a quarter is missing in both directions");
         assert_eq!(found.coverage.data[400..500], [1.0; 100], "cut at the edge of the scan");
-        assert_eq!(found.gaps, [2..4]);
+        assert_eq!((found.gaps.len(), found.gaps[0].clone()), (1, 2..4));
     }
 
     #[test]
