@@ -7,7 +7,7 @@ mod commands;
 mod failure;
 
 use clap::{Parser, Subcommand};
-use commands::{bench, demo, evaluate, model, phantom, plan, prepare, register, train};
+use commands::{bench, commission, demo, evaluate, model, phantom, plan, prepare, register, train};
 use std::process::ExitCode;
 
 /// Deformable registration of CT scans by a network that learned to carry contours (JRS-GAN).
@@ -41,6 +41,8 @@ enum Command {
     Register(register::Args),
     /// Score a model on a split of a dataset: the paper's tables and plots.
     Evaluate(evaluate::Args),
+    /// Judge a model on deformations with known truth, against AAPM TG-132.
+    Commission(commission::Args),
     /// The whole loop on one machine: make patients, train, resume, register, judge.
     Demo(demo::Args),
     /// Time the parts on this machine.
@@ -73,6 +75,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Prepare(args) => prepare::run(&args),
         Command::Register(args) => register::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Commission(args) => commission::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Plan(args) => plan::run(&args),

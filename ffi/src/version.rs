@@ -2,16 +2,16 @@
 
 use std::ffi::c_char;
 
-/// `JRS_ABI_VERSION` of the header; raised by every incompatible change.
-pub const ABI_VERSION: u32 = 0;
+/// Raised by every incompatible change of this header; the library's soname carries it.
+pub const JRS_ABI_VERSION: u32 = 0;
 
-/// The library's `JRS_ABI_VERSION`.
+/// JRS_ABI_VERSION of the library that is loaded; compare with the header's before any other call.
 #[unsafe(no_mangle)]
 pub extern "C" fn jrs_abi_version() -> u32 {
-    ABI_VERSION
+    JRS_ABI_VERSION
 }
 
-/// The library's version, static and NUL-terminated.
+/// The library's version, for instance "0.1.0". Valid for ever; not to be freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn jrs_version_string() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()

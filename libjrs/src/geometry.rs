@@ -156,10 +156,68 @@ impl Affine {
     }
 }
 
-/// A grid from file geometry, refused unless spacing is positive and the axes are orthonormal within 1e-3.
-///
-/// Single-precision files carry directions with errors near 1e-7, so the axes are made orthonormal again
-/// (Gram-Schmidt): [`Grid::to_index`] relies on it.
+/// Why a geometry cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unusable {
+    /// What is wrong, with the value.
+    pub problem: String,
+    /// What can be done.
+    pub fix: &'static str,
+}
+
+impl Grid {
+    /// A grid from geometry that somebody else wrote, refused unless there are voxels, spacing is positive and the axes
+    /// are orthonormal within 1e-3.
+    ///
+    /// Single-precision files carry directions with errors near 1e-7, so the axes are made orthonormal again
+    /// (Gram-Schmidt): [`Grid::to_index`] relies on it.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn checked(
+        size: [usize; 3],
+        spacing: [f64; 3],
+        origin: Point,
+        direction: [[f64; 3]; 3],
+    ) -> Result<Self, Unusable> {
+        const FIX: &str = "Write the file again with a rigid, finite image geometry";
+        let finite = origin.iter().chain(direction.as_flattened()).all(|v| v.is_finite());
+        if !finite || spacing.iter().any(|s| !(s.is_finite() && *s > 0.0)) {
+            let problem = format!(
+                "the geometry is unusable: spacing {spacing:?}, origin {origin:?}, direction {direction:?}"
+            );
+            return Err(Unusable { problem, fix: FIX });
+        }
+        if size.contains(&0) {
+            let problem = format!("the size {size:?} has an axis without voxels");
+            return Err(Unusable { problem, fix: FIX });
+        }
+        let column = |a: usize| [direction[0][a], direction[1][a], direction[2][a]];
+        let dot = |a: [f64; 3], b: [f64; 3]| a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+        let mut axes: [[f64; 3]; 3] = [[0.0; 3]; 3];
+        for a in 0..3 {
+            let mut v = column(a);
+            let mut skew: f64 = (dot(v, v) - 1.0).abs();
+            for axis in axes.iter().take(a) {
+                let along = dot(v, *axis);
+                skew = skew.max(along.abs());
+                v = std::array::from_fn(|i| v[i] - along * axis[i]);
+            }
+            if skew > 1e-3 {
+                let problem =
+                    format!("the axes {direction:?} are not orthonormal: axis {a} is off by {skew:.2e}");
+                return Err(Unusable { problem, fix: "Resample it to a grid without shear" });
+            }
+            let norm = dot(v, v).sqrt();
+            axes[a] = v.map(|c| c / norm);
+        }
+        let direction: [[f64; 3]; 3] = std::array::from_fn(|r| std::array::from_fn(|c| axes[c][r]));
+        debug_assert!((determinant(&direction).abs() - 1.0).abs() < 1e-6);
+        Ok(Grid { size, spacing, origin, direction })
+    }
+}
+
+/// [`Grid::checked`] for a file.
 pub(crate) fn checked_grid(
     path: &Path,
     size: [usize; 3],
@@ -167,44 +225,7 @@ pub(crate) fn checked_grid(
     origin: Point,
     direction: [[f64; 3]; 3],
 ) -> Result<Grid> {
-    const FIX: &str = "Write the file again with a rigid, finite image geometry";
-    let finite = origin.iter().chain(direction.as_flattened()).all(|v| v.is_finite());
-    if !finite || spacing.iter().any(|s| !(s.is_finite() && *s > 0.0)) {
-        return Err(Error::file(
-            path,
-            format!(
-                "the geometry is unusable: spacing {spacing:?}, origin {origin:?}, direction {direction:?}"
-            ),
-            FIX,
-        ));
-    }
-    if size.contains(&0) {
-        return Err(Error::file(path, format!("the size {size:?} has an axis without voxels"), FIX));
-    }
-    let column = |a: usize| [direction[0][a], direction[1][a], direction[2][a]];
-    let dot = |a: [f64; 3], b: [f64; 3]| a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
-    let mut axes: [[f64; 3]; 3] = [[0.0; 3]; 3];
-    for a in 0..3 {
-        let mut v = column(a);
-        let mut skew: f64 = (dot(v, v) - 1.0).abs();
-        for axis in axes.iter().take(a) {
-            let along = dot(v, *axis);
-            skew = skew.max(along.abs());
-            v = std::array::from_fn(|i| v[i] - along * axis[i]);
-        }
-        if skew > 1e-3 {
-            return Err(Error::file(
-                path,
-                format!("the axes {direction:?} are not orthonormal: axis {a} is off by {skew:.2e}"),
-                "Resample it to a grid without shear",
-            ));
-        }
-        let norm = dot(v, v).sqrt();
-        axes[a] = v.map(|c| c / norm);
-    }
-    let direction: [[f64; 3]; 3] = std::array::from_fn(|r| std::array::from_fn(|c| axes[c][r]));
-    debug_assert!((determinant(&direction).abs() - 1.0).abs() < 1e-6);
-    Ok(Grid { size, spacing, origin, direction })
+    Grid::checked(size, spacing, origin, direction).map_err(|e| Error::file(path, e.problem, e.fix))
 }
 
 /// Bytes of one component, or an error for sizes that cannot be held.

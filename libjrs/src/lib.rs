@@ -7,8 +7,10 @@
 
 pub mod align;
 mod atomic;
+pub mod contour;
 pub mod engine;
 pub mod error;
+pub mod estimate;
 pub mod field;
 pub mod field_io;
 pub mod geometry;
@@ -20,6 +22,7 @@ pub mod network;
 pub mod nifti;
 pub mod preprocess;
 pub mod progress;
+pub mod provenance;
 pub mod qa;
 pub mod refine;
 pub mod register;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use jrs_tests::external::python;
 use libjrs::field::{warp_image, warp_labels};
-use libjrs::field_io::{NiftiFlavour, write_mha, write_nifti};
+use libjrs::field_io::{NiftiFlavour, write_mha, write_nifti, write_nrrd};
 use libjrs::geometry::mat_mul;
 use libjrs::{DisplacementField, Grid, Volume};
 
@@ -85,6 +85,7 @@ fn simpleitk_and_nibabel_warp_as_we_do() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name);
     write_mha(file("field.mha"), &field).unwrap();
+    write_nrrd(file("field.nrrd"), &field).unwrap();
     write_nifti(file("field_itk.nii.gz"), &field, NiftiFlavour::Itk).unwrap();
     write_nifti(file("field_ants.nii.gz"), &field, NiftiFlavour::Ants).unwrap();
     let floats = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();

@@ -3,7 +3,7 @@
     python fields_check.py FOLDER [--tolerance-hu 0.05]
 
 FOLDER holds fixed.mha (the grid), moving.mha, warped.mha (ours) and the same field as field_itk.nii.gz (intent
-1006), field_ants.nii.gz (intent 1007) and field.mha. Each field is applied in SimpleITK
+1006), field_ants.nii.gz (intent 1007), field.nrrd and field.mha. Each field is applied in SimpleITK
 (DisplacementFieldTransform, Resample) and by nibabel + scipy.ndimage.map_coordinates, knowing nothing of our
 code; the warped voxels must agree with ours. Also checked: what SimpleITK and nibabel see in each file (see the
 documentation of libjrs::field_io). Last, labels.mha / warped_labels.mha by one-hot linear resampling.
@@ -77,7 +77,7 @@ def main():
     check("share of voxels outside the moving image", float((warped == OUTSIDE).mean()), 0.5)
 
     fields = {}
-    for name in ("field.mha", "field_itk.nii.gz", "field_ants.nii.gz"):
+    for name in ("field.mha", "field.nrrd", "field_itk.nii.gz", "field_ants.nii.gz"):
         field = fields[name] = sitk.ReadImage(str(folder / name))
         check(f"{name}: 3-D vectors", abs(field.GetDimension() - 3) + abs(field.GetNumberOfComponentsPerPixel() - 3), 0)
         check(f"{name}: geometry, mm", float(np.abs(lps_affine(field) - lps_affine(fixed)).max()), 1e-3)

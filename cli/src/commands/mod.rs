@@ -1,6 +1,7 @@
 //! One module per command.
 
 pub mod bench;
+pub mod commission;
 pub mod curves;
 pub mod demo;
 pub mod evaluate;

@@ -10,11 +10,9 @@ use libjrs::field::{invert_points, warp_labels};
 use libjrs::field_io::{NiftiFlavour, write_mha, write_nifti};
 use libjrs::landmarks::{NamedPoint, read_points, write_points};
 use libjrs::model::Model;
-use libjrs::network::MARGIN;
 use libjrs::nifti::{Sample, read_image, read_labels, write_image, write_labels};
-use libjrs::preprocess::torso_mask;
 use libjrs::progress::{Progress, Stopwatch};
-use libjrs::qa::{Agreement, QaInput, QaLimits, QaReport, Status, assess};
+use libjrs::qa::{Agreement, QaLimits, QaReport, Status, assess_registration};
 use libjrs::refine::RefineOptions;
 use libjrs::register::{Forward, Prealign, RegisterOptions, Registration, register_meanwhile};
 use libjrs::{Error, Volume};
@@ -115,7 +113,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     timings.extend(&result.timings);
     let mut clock = Stopwatch::start();
     let spacing = model.as_ref().map_or(args.spacing, |m| m.manifest.preprocessing.spacing_mm);
-    let qa = judge(&fixed, &moving, &result, labels.as_ref(), reference.as_ref(), spacing)?;
+    let scans = [&fixed, &moving];
+    let contours = [reference.as_ref(), labels.as_ref()];
+    let qa = assess_registration(scans, &result, contours, spacing, &QaLimits::default())?;
     clock.lap("QA");
     let pictures = RegistrationPictures {
         fixed: &fixed,
@@ -206,32 +206,6 @@ fn write_results(
         write_points(out("points.csv"), &named)?;
     }
     Ok(propagated)
-}
-
-fn judge(
-    fixed: &Volume<f32>,
-    moving: &Volume<f32>,
-    result: &Registration,
-    labels: Option<&Volume<u8>>,
-    reference: Option<&Volume<u8>>,
-    spacing_mm: f64,
-) -> libjrs::Result<QaReport> {
-    // The field without the affine, on the fixed grid: what the network did.
-    let local = libjrs::field::resample_field(&result.network_field, &fixed.grid);
-    let body = torso_mask(fixed).ok();
-    let input = QaInput {
-        fixed,
-        moving,
-        field: &local,
-        affine: Some(&result.affine),
-        total: Some(&result.field),
-        backward: result.backward.as_ref(),
-        body: body.as_ref(),
-        moving_labels: labels,
-        fixed_labels: reference,
-        capture_range_mm: MARGIN as f64 * spacing_mm,
-    };
-    assess(&input, &QaLimits::default())
 }
 
 fn page(

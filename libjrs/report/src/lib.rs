@@ -16,7 +16,6 @@
 
 pub mod boxplot;
 pub mod colour;
-mod contour;
 pub mod curves;
 pub mod evaluation;
 pub mod evaluation_page;

@@ -1,11 +1,11 @@
 //! Pictures of one view: a background and layers over it.
 
+use libjrs::contour::{Line, lines};
 use libjrs::geometry::Point;
 use libjrs::{DisplacementField, Volume};
 use rayon::prelude::*;
 
 use crate::colour::{Scale, label_colour};
-use crate::contour::contours;
 use crate::image::{Font, Rgb, RgbImage, Stroke};
 use crate::sample;
 use crate::view::View;
@@ -83,7 +83,12 @@ impl Overlay {
         // Line widths follow the picture, so that large pictures do not get hairlines.
         let unit = (width as f32 / 420.0).clamp(0.8, 2.5);
         for (organ, field) in organs.iter().zip(sample::indicators(labels, &organs, &self.view)) {
-            let lines = contours(&field, width, height, 0.5);
+            let closed = |line: Line| match line.closed {
+                true => line.points.iter().chain(line.points.first()).copied().collect(),
+                false => line.points,
+            };
+            let lines: Vec<Vec<[f32; 2]>> =
+                lines(&field, width, height, 0.5).into_iter().map(closed).collect();
             for stroke in style.strokes(label_colour(*organ), unit) {
                 self.image.lines(&lines, &stroke);
             }

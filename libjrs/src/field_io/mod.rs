@@ -1,10 +1,11 @@
-//! Displacement fields on disk, always float32, in three shapes other programs read.
+//! Displacement fields on disk, always float32, in the shapes other programs read.
 //!
 //! | function | file | vectors | read by |
 //! |---|---|---|---|
 //! | [`write_nifti`] with [`NiftiFlavour::Itk`] | NIfTI 5-D `(nx, ny, nz, 1, 3)`, intent 1006 | RAS mm | ITK, SimpleITK, 3D Slicer |
 //! | [`write_nifti`] with [`NiftiFlavour::Ants`] | the same with intent 1007 | LPS mm | ANTs and older ITK |
 //! | [`write_mha`] | MetaImage, 3 interleaved channels | LPS mm | ITK, SimpleITK, elastix, 3D Slicer |
+//! | [`write_nrrd`] | NRRD, 3 interleaved components | LPS mm | ITK, SimpleITK, 3D Slicer |
 //!
 //! In memory there is only LPS ([`DisplacementField`]); the sign change of the first flavour happens here.
 //!
@@ -23,9 +24,11 @@
 
 mod mha;
 mod nifti5d;
+mod nrrd;
 
 pub use mha::{read_mha, write_mha};
 pub use nifti5d::{NiftiFlavour, read_nifti, write_nifti};
+pub use nrrd::write_nrrd;
 
 use std::path::Path;
 

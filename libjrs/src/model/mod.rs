@@ -5,6 +5,7 @@
 //! (`format`, `network`, `system`, `software`) for people who open the file elsewhere. Equal models give equal bytes.
 
 mod manifest;
+mod signature;
 mod weights;
 
 use std::io::Write;
@@ -17,12 +18,14 @@ pub use manifest::{
     Conventions, FORMAT, Manifest, NETWORK, NetworkId, Preprocessing, Provenance, layer_table_sha256,
     sha256_hex,
 };
+pub use signature::{PublicKey, SecretKey, Signature};
 pub use weights::{BatchNorm, GeneratorWeights, LayerWeights};
 
 use crate::network::MARGIN;
 use crate::{Error, Result};
 
 const MANIFEST_KEY: &str = "jrs.manifest";
+const SIGNATURE_KEY: &str = "jrs.signature";
 const PREFIX: &str = "generator.";
 const GET_ANOTHER: &str = "use a model file written by `jrs train` or `jrs export`, or copy it again";
 
@@ -33,6 +36,8 @@ pub struct Model {
     pub manifest: Manifest,
     /// The weights.
     pub generator: GeneratorWeights,
+    /// The vendor's signature of the manifest, if there is one. It becomes invalid when the manifest is changed.
+    pub signature: Option<Signature>,
 }
 
 impl Model {
@@ -48,7 +53,7 @@ impl Model {
             training,
             tensors: tensor_hashes(&generator),
         };
-        Self { manifest, generator }
+        Self { manifest, generator, signature: None }
     }
 
     /// Reads and verifies a model file.
@@ -75,6 +80,8 @@ impl Model {
             bad(format!("is a safetensors file but no jrs model: its metadata has no `{MANIFEST_KEY}`"))
         })?;
         let manifest = parse_manifest(text, origin.as_ref())?;
+        let signature = header.metadata().as_ref().and_then(|m| m.get(SIGNATURE_KEY));
+        let signature = signature.map(|hex| Signature::from_hex(hex)).transpose().map_err(bad)?;
         let generator = GeneratorWeights::from_tensors(|name, shape| {
             let name = format!("{PREFIX}{name}");
             let tensor = tensors.tensor(&name).map_err(|_| bad(format!("tensor `{name}` is missing")))?;
@@ -94,7 +101,7 @@ impl Model {
         if let Some(name) = unknown.first() {
             return Err(bad(format!("holds a tensor `{name}` that its manifest does not list")));
         }
-        let model = Self { manifest, generator };
+        let model = Self { manifest, generator, signature };
         model.verify().map_err(|e| bad(e.to_string()))?;
         Ok(model)
     }
@@ -146,7 +153,7 @@ impl Model {
     /// The file's content. The same model always gives the same bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let manifest = Manifest { tensors: tensor_hashes(&self.generator), ..self.manifest.clone() };
-        let manifest_json = serde_json::to_string(&manifest).expect("a manifest has string keys only");
+        let manifest_json = json(&manifest);
         let tensors = self.generator.tensors();
         let data: Vec<Vec<u8>> = tensors.iter().map(|t| little_endian(t.2)).collect();
         let views = tensors.iter().zip(&data).map(|((name, shape, _), bytes)| {
@@ -156,12 +163,15 @@ impl Model {
         });
         let one_key = [(MANIFEST_KEY.to_string(), manifest_json)].into();
         let bytes = safetensors::serialize(views, Some(one_key)).expect("offsets of views are consistent");
-        let plain = [
+        let mut plain = vec![
             ("format", manifest.format.to_string()),
             ("network", manifest.network.name),
             ("software", manifest.training.software),
             ("system", manifest.training.system),
         ];
+        if let Some(signature) = &self.signature {
+            plain.insert(1, (SIGNATURE_KEY, signature.to_hex()));
+        }
         with_metadata(&bytes, &plain)
     }
 
@@ -191,10 +201,36 @@ impl Model {
         })
     }
 
+    /// Signs the manifest, and with it the hash of every tensor.
+    pub fn sign(&mut self, key: &SecretKey) {
+        self.manifest.tensors = tensor_hashes(&self.generator);
+        self.signature = Some(key.sign(json(&self.manifest).as_bytes()));
+    }
+
+    /// Checks that the holder of `key` signed this model.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there is no signature, or it was made with another key or for another manifest.
+    pub fn verify_signature(&self, key: &PublicKey) -> Result<()> {
+        let fix = "use the model file as its vendor signed it, and that vendor's public key";
+        let signature =
+            self.signature.as_ref().ok_or_else(|| Error::input("the model is not signed", fix))?;
+        if key.accepts(json(&self.manifest).as_bytes(), signature) {
+            return Ok(());
+        }
+        let problem =
+            format!("the model's signature does not belong to its manifest and the key {}", key.to_hex());
+        Err(Error::input(problem, fix))
+    }
+
     /// SHA-256 (hex) of the file's content: the model's identity in results and audit trails.
     pub fn sha256(&self) -> String {
         sha256_hex(&self.to_bytes())
     }
+}
+
+fn json(manifest: &Manifest) -> String {
+    serde_json::to_string(manifest).expect("a manifest has string keys only")
 }
 
 fn parse_manifest(text: &str, origin: &Path) -> Result<Manifest> {

@@ -5,8 +5,10 @@
 //! always the pre-alignment alone (`affine`, or nothing), so that the figures say what the **field** does.
 
 mod limits;
+mod registration;
 
 pub use limits::{Check, QaLimits, Status};
+pub use registration::assess_registration;
 
 use std::borrow::Cow;
 

@@ -1,0 +1,122 @@
+/* Measures on this machine: seconds from process start to a loaded model and to the first result, and the memory that
+ * jrs_register adds to the process beside what jrs_estimate said. Linux.
+ *
+ *     ./measure model.safetensors NX NY NZ SPACING_MM BOTH_DIRECTIONS
+ */
+#define _POSIX_C_SOURCE 200809L
+#include <jrs.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static void check(int32_t code)
+{
+    if (code != JRS_OK) {
+        fprintf(stderr, "libjrs says %d: %s\n", (int)code, jrs_last_error());
+        exit(1);
+    }
+}
+
+static double now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* A line of /proc/self/status, bytes. */
+static double status(const char *key)
+{
+    char line[256];
+    double kilobytes = 0;
+    FILE *file = fopen("/proc/self/status", "r");
+
+    while (file && fgets(line, sizeof line, file))
+        if (strncmp(line, key, strlen(key)) == 0)
+            kilobytes = atof(line + strlen(key) + 1);
+    if (file)
+        fclose(file);
+    return 1024 * kilobytes;
+}
+
+static jrs_volume scan(const uint64_t dims[3], double spacing, double shift)
+{
+    jrs_volume volume;
+    uint64_t i, j, k;
+    const size_t count = (size_t)(dims[0] * dims[1] * dims[2]);
+    int16_t *voxels = malloc(count * sizeof *voxels), *next = voxels;
+
+    if (voxels == NULL)
+        exit(1);
+    for (k = 0; k < dims[2]; k++)
+        for (j = 0; j < dims[1]; j++)
+            for (i = 0; i < dims[0]; i++) {
+                const double x = spacing * ((double)i - 0.5 * (double)dims[0]) + shift;
+                const double y = spacing * ((double)j - 0.5 * (double)dims[1]);
+                const double z = spacing * ((double)k - 0.5 * (double)dims[2]);
+                const int inside = hypot(x, y) < 0.4 * spacing * (double)dims[1];
+
+                *next++ = (int16_t)(inside ? 40 + 200 * sin(x / 9) * cos(y / 11) * cos(z / 13) : -1000);
+            }
+    check(jrs_volume_init(&volume, sizeof volume));
+    volume.data = voxels;
+    volume.data_bytes = count * sizeof *voxels;
+    memcpy(volume.dims, dims, sizeof volume.dims);
+    volume.spacing[0] = volume.spacing[1] = volume.spacing[2] = spacing;
+    return volume;
+}
+
+int main(int argc, char **argv)
+{
+    const double start = now();
+    jrs_model *model = NULL;
+    jrs_session *session = NULL;
+    jrs_result *result = NULL;
+    jrs_register_input input;
+    jrs_estimate_result estimate;
+    jrs_volume fixed, moving;
+    uint64_t dims[3];
+    double loaded, prepared, registered, before, peak;
+    FILE *file;
+
+    if (argc != 7)
+        return 2;
+    check(jrs_model_load(argv[1], NULL, &model));
+    check(jrs_session_create(NULL, &session));
+    loaded = now();
+    dims[0] = strtoull(argv[2], NULL, 10);
+    dims[1] = strtoull(argv[3], NULL, 10);
+    dims[2] = strtoull(argv[4], NULL, 10);
+    fixed = scan(dims, atof(argv[5]), 3.0);
+    moving = scan(dims, atof(argv[5]), 0.0);
+    check(jrs_register_input_init(&input, sizeof input));
+    input.fixed = &fixed;
+    input.moving = &moving;
+    input.both_directions = (uint32_t)atoi(argv[6]);
+    estimate.struct_size = sizeof estimate;
+    check(jrs_estimate(session, model, &input, &estimate));
+    before = status("VmRSS");
+    file = fopen("/proc/self/clear_refs", "w"); /* "5" sets the peak back to what is in use */
+    if (file) {
+        fputs("5", file);
+        fclose(file);
+    }
+    prepared = now();
+    check(jrs_register(session, model, &input, NULL, &result));
+    registered = now();
+    peak = status("VmHWM") - before;
+    printf("{\"load_s\": %.3f, \"register_s\": %.3f, \"estimated_s\": %.3f, \"peak_bytes\": %.0f, "
+           "\"estimated_bytes\": %.0f, \"least_bytes\": %.0f, \"tiles\": %d}\n",
+           loaded - start, registered - prepared, estimate.seconds, peak, (double)estimate.host_bytes,
+           (double)estimate.least_host_bytes, (int)estimate.tiles);
+    jrs_result_free(result);
+    jrs_session_free(session);
+    jrs_model_free(model);
+    free((void *)fixed.data);
+    free((void *)moving.data);
+    return 0;
+}

@@ -1,0 +1,98 @@
+//! What a registration will take, before it is begun: memory and the number of tiles.
+//!
+//! The figures follow the stages of [`crate::register`] and [`crate::qa`]: which volumes live at the same time. A
+//! test of the C interface holds them against what a process really uses. They are close where images and fields decide,
+//! and an upper bound where the network does ([`IDLE_BUFFERS`]).
+
+use crate::Result;
+use crate::engine::{Engine, Plan};
+use crate::geometry::Grid;
+use crate::model::Preprocessing;
+use crate::register::RegisterOptions;
+use crate::resample::working_grid;
+
+/// What a registration will take.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Estimate {
+    /// Most memory in use at one time, bytes; volumes that the caller holds are not counted.
+    pub bytes: usize,
+    /// What the engine says that one tile has in use, bytes; see [`Engine::bytes`].
+    pub tile_bytes: usize,
+    /// Runs of the network in one direction.
+    pub tiles: usize,
+    /// Voxels that the network reads, in all its runs.
+    pub network_voxels: usize,
+}
+
+/// The CPU engine keeps idle buffers for its next layers, which [`Engine::bytes`] does not count. Measured, it holds
+/// 1.2 to 2.5 times as much, rising and falling with the size; this is the upper end.
+const IDLE_BUFFERS: f64 = 2.5;
+/// Bytes per voxel that refinement works on at its finest resolution: displacement, sums of the NCC, gradients.
+const REFINEMENT: usize = 20 * SCALAR;
+/// Bytes of an f32 voxel and of a vector of three.
+const SCALAR: usize = 4;
+const VECTOR: usize = 3 * SCALAR;
+
+/// The voxels of a registration, and what they cost outside the network.
+#[derive(Debug, Clone, Copy)]
+struct Voxels {
+    fixed: usize,
+    moving: usize,
+    working: usize,
+    directions: usize,
+}
+
+impl Voxels {
+    /// While the network runs: both scans, both working images, and the fields that are finished or being made.
+    fn during_network(&self) -> usize {
+        SCALAR * (self.fixed + self.moving) + (2 * SCALAR + self.directions * VECTOR) * self.working
+    }
+
+    /// While the result is judged: more lives then than while it is made.
+    fn during_judgement(&self) -> usize {
+        // Scans, field, warped scan, body mask.
+        let kept = SCALAR * self.moving + (2 * SCALAR + VECTOR + 1) * self.fixed + VECTOR * self.working;
+        // The field without the affine, the zero field, the Jacobian; masks while the scans are compared.
+        let judged = (2 * VECTOR + SCALAR + 2) * self.fixed;
+        // The backward field; the total field and the errors in the body.
+        let both =
+            if self.directions == 2 { VECTOR * self.moving + (VECTOR + SCALAR) * self.fixed } else { 0 };
+        kept + judged + both
+    }
+}
+
+/// What registering scans on these grids takes with `engine` and `options`.
+///
+/// # Errors
+/// [`crate::Error::Input`] if `options.max_bytes` is too small for any tile.
+pub fn estimate(
+    engine: Option<&dyn Engine>,
+    preprocessing: &Preprocessing,
+    [fixed, moving]: [&Grid; 2],
+    options: &RegisterOptions,
+) -> Result<Estimate> {
+    let directions = if options.both_directions { 2 } else { 1 };
+    let working = working_grid(fixed, preprocessing.spacing_mm);
+    let voxels = Voxels { fixed: fixed.len(), moving: moving.len(), working: working.len(), directions };
+    let mut found = Estimate { bytes: voxels.during_judgement(), tile_bytes: 0, tiles: 0, network_voxels: 0 };
+    if options.refine.steps > 0 {
+        let fine = working_grid(fixed, options.spacing_mm).len();
+        // Both images, a start and a field per direction, and what a level works on.
+        let during = (2 * SCALAR + (1 + directions) * VECTOR + REFINEMENT) * fine;
+        found.bytes = found.bytes.max(voxels.during_network() + during);
+    }
+    if let Some(engine) = engine {
+        let plan = Plan::new(working.size, options.max_bytes, |input| engine.bytes(input))?;
+        let largest =
+            plan.tiles.iter().map(|t| t.input_size()).max_by_key(|size| size.iter().product::<usize>());
+        let largest = largest.unwrap_or_default();
+        found.tiles = plan.tiles.len();
+        found.network_voxels =
+            directions * plan.tiles.iter().map(|t| t.input_size().iter().product::<usize>()).sum::<usize>();
+        found.tile_bytes = engine.bytes(largest);
+        let held = (IDLE_BUFFERS * found.tile_bytes as f64) as usize;
+        let inputs = 2 * SCALAR * largest.iter().product::<usize>();
+        found.bytes = found.bytes.max(voxels.during_network() + held + inputs);
+    }
+    Ok(found)
+}
