@@ -38,6 +38,7 @@
 
 mod background;
 mod checkpoint;
+pub mod decision;
 mod error;
 mod generation;
 mod layout;
