@@ -37,6 +37,7 @@
 #![forbid(unsafe_code)]
 
 mod background;
+mod bucket;
 mod checkpoint;
 pub mod decision;
 mod error;
@@ -47,10 +48,12 @@ mod manifest;
 mod objects;
 pub mod plan;
 mod retention;
+pub mod simulation;
 mod start;
 mod store;
 
 pub use background::BackgroundSaver;
+pub use bucket::Bucket;
 pub use bytes::Bytes;
 pub use checkpoint::{Checked, Loaded, Skipped};
 pub use error::{Error, Result};
@@ -59,4 +62,4 @@ pub use manifest::{Manifest, StoredObject};
 pub use object_store;
 pub use retention::{Orphan, Retention};
 pub use start::{Start, Started};
-pub use store::RunStore;
+pub use store::{RunStore, run_names};

@@ -113,6 +113,14 @@ impl Objects {
         Ok(listed)
     }
 
+    /// The folders right below the root.
+    pub(crate) fn folders(&self) -> Result<Vec<String>> {
+        let listing = self.runtime.block_on(self.store.list_with_delimiter(Some(&self.root)));
+        let listing = listing.map_err(|source| self.failed("", "list", source))?;
+        let name = |folder: &Path| folder.filename().map(str::to_owned);
+        Ok(listing.common_prefixes.iter().filter_map(name).collect())
+    }
+
     fn listed(&self, meta: ObjectMeta) -> Option<Listed> {
         let parts: Vec<_> = meta.location.prefix_match(&self.root)?.collect();
         let key = parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join("/");

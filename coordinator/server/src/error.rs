@@ -10,6 +10,14 @@ pub enum Error {
         /// Which, as far as known.
         reason: String,
     },
+    /// An address that cannot be listened on, perhaps because the coordinator before this one is not quite gone.
+    #[error("{address} cannot be listened on: {source}. Choose a free port of this machine, or 0 for any")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// The run's store.
     #[error(transparent)]
     Store(#[from] jrs_coordinator::Error),

@@ -6,7 +6,7 @@ use crate::status::Status;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::response::{Html, IntoResponse, Json};
+use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -28,7 +28,7 @@ pub(crate) async fn serve(
 ) -> std::io::Result<()> {
     let router = Router::new()
         .route("/", get(async || Html(include_str!("page.html"))))
-        .route("/status", get(async |State(shown): State<Shown>| Json(shown.current())))
+        .route("/status", get(status))
         .route("/metrics", get(metrics_text))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -40,6 +40,11 @@ impl Shown {
     fn current(&self) -> Arc<Status> {
         Arc::clone(&self.status.borrow())
     }
+}
+
+async fn status(State(shown): State<Shown>) -> impl IntoResponse {
+    let text = serde_json::to_string(&*shown.current()).expect("plain values always serialise");
+    ([(header::CONTENT_TYPE, "application/json")], text)
 }
 
 async fn metrics_text(State(shown): State<Shown>) -> impl IntoResponse {

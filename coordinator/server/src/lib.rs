@@ -159,10 +159,5 @@ async fn serve(options: Options) -> Result<Outcome> {
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|e| {
-        Error::input(
-            format!("{address} cannot be listened on: {e}"),
-            "Choose a free port of this machine, or 0 for any",
-        )
-    })
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
 }

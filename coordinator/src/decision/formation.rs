@@ -92,11 +92,11 @@ impl State {
     }
 
     pub(super) fn claim_succeeded(&mut self, number: u64, now: Duration, out: &mut Vec<Effect>) {
+        self.claimed = self.claimed.max(number);
         let Mode::Claiming { number: asked, members, reason, .. } = &self.mode else { return };
         if *asked != number {
             return;
         }
-        self.claimed = number;
         let (members, reason) = (members.clone(), reason.clone());
         let ready = self.candidates(now);
         if let Some(&missing) = members.iter().find(|id| !ready.contains(id)) {

@@ -97,7 +97,7 @@ impl State {
         let is_member = |(id, _): &&(WorkerId, String)| self.workers[id].rank.is_some();
         let lost_members = missing.iter().filter(is_member).count();
         let unsuspected = missing.iter().filter(is_member).all(|(id, _)| !self.suspected(*id));
-        if matches!(self.mode, Mode::Running) && 2 * lost_members > self.members().len() && unsuspected {
+        if 2 * lost_members > self.members().len() && unsuspected {
             let reason = format!("{lost_members} of {} members are missing at once", self.members().len());
             for (id, reason) in missing {
                 self.workers.remove(&id);
