@@ -1,7 +1,7 @@
 //! How the decisions hold up in a large cluster: imagined workers, failures at a published rate, real decisions.
 //!
 //! ```text
-//! cargo run --release -p jrs-coordinator --example simulate -- --workers 1000 --hours 24 --mttf-hours 1.8
+//! cargo run -p jrs-coordinator --example simulate -- --workers 1000 --hours 24 --mttf-hours 1.8
 //! ```
 //!
 //! Prints one JSON line: generations, recoveries, goodput, and what the decisions cost in time and memory.

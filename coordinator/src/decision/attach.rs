@@ -12,6 +12,10 @@ impl State {
             out.push(Effect::new(Action::Evict(id), format!("worker {} was put out before", short(id))));
             return;
         }
+        if self.dismissed.contains(&id) {
+            out.push(Effect::new(Action::Drained(id), format!("worker {} was let go before", short(id))));
+            return;
+        }
         let current = self.formation.as_ref().map_or(0, |formation| formation.number);
         let rank = self.members().iter().position(|member| member.worker == id);
         if arrival.standing == Standing::Stepping && (rank.is_none() || arrival.generation != current) {
@@ -56,9 +60,7 @@ impl State {
             _ => {}
         }
         match (arrival.standing, rank) {
-            (Standing::Idle, Some(_))
-                if arrival.generation < current && matches!(self.mode, Mode::Running) =>
-            {
+            (Standing::Idle, Some(_)) if arrival.generation < current && self.can_tell_again() => {
                 self.tell_again(id, out);
             }
             (Standing::Idle, Some(_)) => {
@@ -89,6 +91,7 @@ impl State {
         worker.connection = None;
         worker.heard = now;
         let done = worker.leaving && worker.standing == Standing::Idle;
+        let completed = worker.standing == Standing::Completed;
         if worker.rank.is_none() || done {
             // Nothing depends on it. A newcomer that is only cut off says hello again.
             self.workers.remove(&id);
@@ -98,6 +101,9 @@ impl State {
             self.put_out(vec![(id, reason)], now, out);
         } else {
             out.push(Effect::new(Action::Note, format!("the stream of worker {} ended", short(id))));
+            if let (Mode::Reforming { awaiting, .. }, true) = (&mut self.mode, !completed) {
+                awaiting.insert(id);
+            }
         }
     }
 
@@ -112,8 +118,7 @@ impl State {
             }
             Some(_) => {}
             None => {
-                self.workers.remove(&id);
-                out.push(Effect::new(Action::Drained(id), reason));
+                self.let_go(id, &reason, out);
             }
         }
     }
@@ -141,13 +146,22 @@ impl State {
             _ => format!("{}, and {more} more", reasons.swap_remove(0)),
         };
         match &mut self.mode {
-            Mode::Running | Mode::Adopting { .. } => self.reform(true, &reason, members, now, out),
+            Mode::Running => self.reform(true, &reason, members, now, out),
+            // The others are still on their way back.
+            Mode::Adopting { .. } => self.resolve_adoption(now, out),
             Mode::Reforming { awaiting, .. } => {
                 awaiting.retain(|id| !members.contains(id));
                 self.make_urgent(&reason, members, now, out);
             }
             Mode::Gathering { .. } | Mode::Claiming { .. } | Mode::Finished { .. } => {}
         }
+    }
+
+    /// A leaver is no longer needed.
+    pub(super) fn let_go(&mut self, id: WorkerId, reason: &str, out: &mut Vec<Effect>) {
+        self.workers.remove(&id);
+        self.dismissed.insert(id);
+        out.push(Effect::new(Action::Drained(id), reason));
     }
 
     /// A member that was away may have missed that it has to stop.

@@ -22,13 +22,14 @@ impl State {
         now: Duration,
         out: &mut Vec<Effect>,
     ) {
-        let stepping = |member: &&Member| {
-            self.workers.get(&member.worker).is_some_and(|worker| worker.standing == Standing::Stepping)
-        };
-        let awaiting: BTreeSet<WorkerId> =
-            self.members().iter().filter(stepping).map(|member| member.worker).collect();
+        let awaiting: BTreeSet<WorkerId> = self
+            .members()
+            .iter()
+            .filter(|member| self.workers.get(&member.worker).is_some_and(is_unsettled))
+            .map(|member| member.worker)
+            .collect();
         let to: Vec<WorkerId> = awaiting.iter().copied().collect();
-        let patience = if urgent { self.policy.abort } else { self.boundary() };
+        let patience = if urgent { self.abort() } else { self.boundary() };
         self.mode = Mode::Reforming { reason: reason.to_owned(), urgent, deadline: now + patience, awaiting };
         out.push(Effect::new(Action::Reform { to, urgent, lost }, reason));
         self.form_if_still(now, out);
@@ -42,10 +43,11 @@ impl State {
         now: Duration,
         out: &mut Vec<Effect>,
     ) {
+        let abort = self.abort();
         let Mode::Reforming { urgent, deadline, awaiting, .. } = &mut self.mode else { return };
         if !*urgent || !lost.is_empty() {
             if !*urgent {
-                *deadline = now + self.policy.abort;
+                *deadline = now + abort;
             }
             *urgent = true;
             let to = awaiting.iter().copied().collect();
@@ -65,9 +67,16 @@ impl State {
     /// Adopts the members if all have come back, and reforms if all have come back and some of them stand still.
     pub(super) fn resolve_adoption(&mut self, now: Duration, out: &mut Vec<Effect>) {
         let Mode::Adopting { .. } = self.mode else { return };
-        let attached = |member: &Member| self.workers.get(&member.worker).filter(|w| w.connection.is_some());
-        let present: Vec<&Worker> = self.members().iter().filter_map(attached).collect();
-        if present.len() < self.members().len() {
+        let (lost, expected): (Vec<WorkerId>, Vec<WorkerId>) =
+            self.members().iter().map(|member| member.worker).partition(|id| self.fenced.contains(id));
+        let attached = |id: &WorkerId| self.workers.get(id).filter(|worker| worker.connection.is_some());
+        let present: Vec<&Worker> = expected.iter().filter_map(attached).collect();
+        if present.len() < expected.len() {
+            return;
+        }
+        if !lost.is_empty() {
+            let reason = format!("{} members came back, {} are lost", present.len(), lost.len());
+            self.reform(true, &reason, lost, now, out);
             return;
         }
         if present.iter().any(|worker| worker.standing == Standing::Idle) {
@@ -101,7 +110,7 @@ impl State {
         let ready = self.candidates(now);
         if let Some(&missing) = members.iter().find(|id| !ready.contains(id)) {
             let reason = format!("{reason}; worker {} went meanwhile", short(missing));
-            self.claim(&reason, now, out);
+            self.reform(true, &reason, Vec::new(), now, out);
             return;
         }
         self.form(number, members, &reason, now, out);
@@ -109,15 +118,13 @@ impl State {
 
     pub(super) fn claim_failed(&mut self, why: &str, now: Duration, out: &mut Vec<Effect>) {
         let Mode::Claiming { number, retry, .. } = &mut self.mode else { return };
-        // Whether the number is taken now is not known, so it is not used again.
-        self.claimed = self.claimed.max(*number);
+        // Whether the number is taken now is not known: the next try is for the next one.
         *retry = Some(now + PAUSE);
         out.push(Effect::new(Action::Note, format!("generation {number} could not be claimed: {why}")));
     }
 
     /// Asks for the next generation, of everyone who is ready now.
     pub(super) fn claim(&mut self, reason: &str, now: Duration, out: &mut Vec<Effect>) {
-        self.blame(now, out);
         self.dismiss_leavers(reason, out);
         let members = self.candidates(now);
         if members.is_empty() {
@@ -127,10 +134,17 @@ impl State {
             out.push(Effect::new(Action::Note, format!("{reason}; no worker is left to go on")));
             return;
         }
-        let number = self.claimed + 1;
+        // An earlier answer of the store may still be on its way.
+        self.asked = self.asked.max(self.claimed) + 1;
+        let number = self.asked;
         self.mode =
             Mode::Claiming { number, members: members.clone(), reason: reason.to_owned(), retry: None };
         out.push(Effect::new(Action::Claim { number, members }, reason));
+    }
+
+    pub(super) fn can_tell_again(&self) -> bool {
+        matches!(self.mode, Mode::Running)
+            && self.formation.as_ref().is_some_and(|formation| !formation.adopted)
     }
 
     pub(super) fn tell_again(&self, id: WorkerId, out: &mut Vec<Effect>) {
@@ -145,6 +159,11 @@ impl State {
         self.policy.boundary.max(5 * self.median_step().unwrap_or(self.policy.long / 5))
     }
 
+    /// How long an urgent one may take: a worker that computes hears of it only when it has computed.
+    fn abort(&self) -> Duration {
+        self.median_step().map_or(self.policy.long, |step| self.policy.abort.max(2 * step + PAUSE))
+    }
+
     fn form_if_still(&mut self, now: Duration, out: &mut Vec<Effect>) {
         let Mode::Reforming { awaiting, reason, .. } = &self.mode else { return };
         if !awaiting.is_empty() {
@@ -153,7 +172,13 @@ impl State {
         let reason = reason.clone();
         let formation = self.formation.as_ref();
         let failed = formation.is_some_and(|f| !f.suspicion.is_empty() && self.newest <= f.start);
-        self.failures = if failed { self.failures + 1 } else { 0 };
+        if failed {
+            self.failures += 1;
+            self.blame(now, out);
+        }
+        if let Some(formation) = &mut self.formation {
+            formation.suspicion.clear();
+        }
         self.claim(&reason, now, out);
     }
 
@@ -176,8 +201,13 @@ impl State {
         }
         let members = assign(&self.cut, addresses);
         let suspicion = std::collections::BTreeMap::new();
-        self.formation =
-            Some(Formation { number, members: Arc::clone(&members), start: self.newest, suspicion });
+        self.formation = Some(Formation {
+            number,
+            members: Arc::clone(&members),
+            adopted: false,
+            start: self.newest,
+            suspicion,
+        });
         self.mode = Mode::Running;
         self.formed_before = true;
         self.newcomers_since = None;
@@ -255,10 +285,16 @@ impl State {
             .filter(|(_, worker)| worker.leaving && worker.standing != Standing::Stepping)
             .map(|(id, _)| *id)
             .collect();
-        for id in leavers {
-            self.workers.remove(&id);
-            out.push(Effect::new(Action::Drained(id), reason));
-        }
+        leavers.into_iter().for_each(|id| self.let_go(id, reason, out));
+    }
+}
+
+/// A member that still steps, or is away for a moment and may hold the only newest state: not yet to be left behind.
+fn is_unsettled(worker: &Worker) -> bool {
+    match worker.standing {
+        Standing::Stepping => true,
+        Standing::Idle => worker.connection.is_none(),
+        Standing::Joining | Standing::Completed => false,
     }
 }
 

@@ -40,8 +40,12 @@ pub struct State {
     cut: MicroBatches,
     workers: BTreeMap<WorkerId, Worker>,
     fenced: BTreeSet<WorkerId>,
+    /// Leavers that were let go.
+    dismissed: BTreeSet<WorkerId>,
     /// Newest generation that this coordinator or an earlier one claimed.
     claimed: u64,
+    /// Newest generation that was asked for.
+    asked: u64,
     /// The generation that works, or did last.
     formation: Option<Formation>,
     /// Whether this run ever had one.
@@ -84,8 +88,10 @@ struct Worker {
 #[derive(Debug, Clone)]
 struct Formation {
     number: u64,
-    /// In order of rank. A successor knows the ids alone until they re-attach.
+    /// In order of rank.
     members: Arc<[Member]>,
+    /// Adopted from another coordinator: then the members' addresses are not known.
+    adopted: bool,
     /// Newest committed update when it was formed.
     start: u64,
     /// Who is suspected by whom.
@@ -138,6 +144,7 @@ impl State {
             Formation {
                 number: before.generation,
                 members: formation::assign(&cut, ids),
+                adopted: true,
                 start: 0,
                 suspicion: BTreeMap::new(),
             }
@@ -147,7 +154,9 @@ impl State {
             cut,
             workers: BTreeMap::new(),
             fenced: BTreeSet::new(),
+            dismissed: BTreeSet::new(),
             claimed,
+            asked: claimed,
             formation,
             formed_before,
             mode,

@@ -19,7 +19,8 @@ pub struct Policy {
     pub regather: Duration,
     /// At least so long may a planned stop take before it becomes urgent; five steps, if that is more.
     pub boundary: Duration,
-    /// How long an urgent stop may take before those that do not answer are lost.
+    /// At least so long may an urgent stop take before those that do not answer are lost; a second and two steps, if
+    /// that is more.
     pub abort: Duration,
     /// At least so long may one phase of computing take; ten steps, if that is more.
     pub work: Duration,

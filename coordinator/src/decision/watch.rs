@@ -38,7 +38,7 @@ impl State {
             Mode::Reforming { deadline, urgent, .. } if now >= *deadline => self.overdue(*urgent, now, out),
             Mode::Claiming { retry: Some(at), reason, .. } if now >= *at => {
                 let reason = reason.clone();
-                self.claim(&reason, now, out);
+                self.reform(true, &reason, Vec::new(), now, out);
             }
             Mode::Gathering { .. } => self.gather(now, out),
             _ => {}
@@ -173,6 +173,14 @@ impl State {
 
     /// Not everybody came back in time.
     fn end_adoption(&mut self, now: Duration, out: &mut Vec<Effect>) {
+        let just_cut_off = |worker: &Worker| {
+            worker.rank.is_some()
+                && worker.connection.is_none()
+                && now.saturating_sub(worker.heard) < self.policy.reattach
+        };
+        if self.workers.values().any(just_cut_off) {
+            return;
+        }
         let attached = |id: &WorkerId| self.workers.get(id).is_some_and(|worker| worker.connection.is_some());
         let absent: Vec<WorkerId> =
             self.members().iter().map(|member| member.worker).filter(|id| !attached(id)).collect();
@@ -186,6 +194,7 @@ impl State {
             self.mode = Mode::Adopting { until: now + self.policy.adoption };
             return;
         }
+        absent.iter().for_each(|id| drop(self.workers.remove(id)));
         self.fenced.extend(absent);
         self.formation = None;
         self.mode = Mode::Gathering { since: now };
@@ -200,8 +209,12 @@ impl State {
     fn overdue(&mut self, urgent: bool, now: Duration, out: &mut Vec<Effect>) {
         let Mode::Reforming { awaiting, .. } = &self.mode else { return };
         if urgent {
+            // Those that stand still and are only cut off have as long as always to come back.
+            let steps = |id: &&WorkerId| {
+                self.workers.get(id).is_some_and(|worker| worker.standing == Standing::Stepping)
+            };
             let late = |id: &WorkerId| (*id, format!("worker {} did not stop when told to", short(*id)));
-            let late = awaiting.iter().map(late).collect();
+            let late = awaiting.iter().filter(steps).map(late).collect();
             self.put_out(late, now, out);
         } else {
             let reason = format!("{} members have not reached the end of their step in time", awaiting.len());

@@ -1,7 +1,7 @@
 //! Workers, streams, store and clock.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,10 @@ pub struct World {
     claimed: u64,
     working: Option<(u64, Vec<WorkerId>)>,
     store_fails: bool,
+    formed: u64,
     workers: BTreeMap<WorkerId, Worker>,
+    /// Who was put out or let go, even if it does not know yet.
+    doomed: BTreeSet<WorkerId>,
     collective: Option<Collective>,
     checkpoint: u64,
     newest: u64,
@@ -117,7 +120,9 @@ impl World {
             claimed: 1,
             working: None,
             store_fails: false,
+            formed: 0,
             workers: BTreeMap::new(),
+            doomed: BTreeSet::new(),
             collective: None,
             checkpoint: 0,
             newest: 0,
@@ -251,7 +256,12 @@ impl World {
             }
             Happening::Delivered(id, message) => self.deliver(id, message),
             Happening::Attach(id) => self.attach(id),
-            Happening::Ready(id) => self.say(id, Event::Ready { worker: id }),
+            Happening::Ready(id) => {
+                if let Some(worker) = self.workers.get_mut(&id).filter(|w| w.standing == Standing::Joining) {
+                    worker.standing = Standing::Idle;
+                    self.say(id, Event::Ready { worker: id });
+                }
+            }
             Happening::Thaw(id) => self.thaw(id),
             Happening::Start => self.start(),
             Happening::ConnectDeadline(number) => self.connect_deadline(number),
@@ -291,7 +301,10 @@ impl World {
                 self.after(self.pace.claim, Happening::Arrives { from: None, event });
             }
             Action::Form { to, number, members } => {
-                self.report.generations += u64::from(to.len() == members.len());
+                if number > self.formed {
+                    self.formed = number;
+                    self.report.generations += 1;
+                }
                 for id in to {
                     self.tell(id, Message::Form { number, members: Arc::clone(&members) });
                 }
@@ -299,9 +312,15 @@ impl World {
             Action::Reform { to, urgent, lost } => {
                 to.into_iter().for_each(|id| self.tell(id, Message::Reform { urgent, lost: lost.clone() }));
             }
-            Action::Evict(id) => self.tell(id, Message::Evicted),
+            Action::Evict(id) => {
+                self.doomed.insert(id);
+                self.tell(id, Message::Evicted);
+            }
             Action::Hangup(id) => self.lose_stream(id),
-            Action::Drained(id) => self.tell(id, Message::Drained),
+            Action::Drained(id) => {
+                self.doomed.insert(id);
+                self.tell(id, Message::Drained);
+            }
             Action::Drain(to) => to.into_iter().for_each(|id| self.tell(id, Message::Leave)),
             Action::Exit(ending) => self.checker.violations.push(format!("the coordinator ends: {ending:?}")),
             Action::Welcome(_) | Action::Finish(_) | Action::Note => {}
@@ -571,6 +590,7 @@ impl World {
     fn successor(&mut self) {
         self.claimed += 1;
         self.checker.claimed(self.claimed);
+        self.checker.succeeded();
         let predecessor =
             self.working.clone().map(|(generation, members)| Predecessor { generation, members });
         self.state = Some(State::new(self.policy.clone(), self.cut, self.claimed, predecessor, self.now));
@@ -594,10 +614,17 @@ impl World {
 
     /// A worker to harm: never the last one with a state that could go on.
     fn victim(&self, which: usize) -> Option<WorkerId> {
-        let survives =
-            |worker: &Worker| worker.frozen_until.is_none() && worker.updates.is_some() && !worker.leaving;
+        let members = match (&self.state, &self.working) {
+            (Some(state), _) => state.ranks(),
+            (None, Some((_, members))) => members.clone(),
+            (None, None) => Vec::new(),
+        };
+        let survives = |id: &WorkerId, worker: &Worker| {
+            let awake = worker.frozen_until.is_none() && !worker.leaving;
+            awake && worker.updates.is_some() && members.contains(id) && !self.doomed.contains(id)
+        };
         let id = self.some_worker(which)?;
-        self.workers.iter().any(|(other, worker)| *other != id && survives(worker)).then_some(id)
+        self.workers.iter().any(|(other, worker)| *other != id && survives(other, worker)).then_some(id)
     }
 
     fn some_worker(&self, which: usize) -> Option<WorkerId> {
