@@ -28,7 +28,7 @@ pub(crate) async fn serve(
 ) -> std::io::Result<()> {
     let router = Router::new()
         .route("/", get(async || Html(include_str!("page.html"))))
-        .route("/status", get(status))
+        .route("/status", get(self::status))
         .route("/metrics", get(metrics_text))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
