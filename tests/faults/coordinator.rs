@@ -224,6 +224,10 @@ impl Authority {
         std::fs::write(file("key"), key.serialize_pem()).unwrap();
         let shown = |path: PathBuf| path.display().to_string();
         let flags = ["--tls-ca", "--tls-cert", "--tls-key"].map(str::to_owned);
-        flags.into_iter().zip([self.ca(), shown(file("cert")), shown(file("key"))]).flat_map(|(f, v)| [f, v]).collect()
+        flags
+            .into_iter()
+            .zip([self.ca(), shown(file("cert")), shown(file("key"))])
+            .flat_map(|(f, v)| [f, v])
+            .collect()
     }
 }

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod cluster;
 pub mod collective;
 pub mod config;
 pub mod contours;

@@ -124,8 +124,7 @@ impl Trainer {
     /// # Errors
     /// If the cache has no training pairs, or no labels where the system needs them.
     pub fn new(config: &TrainConfig, prepared: Prepared, device: Device) -> Result<Self> {
-        let organs: Vec<u8> = prepared.organs.iter().map(|o| o.id).collect();
-        if config.system.uses_dice() && organs.is_empty() {
+        if config.system.uses_dice() && prepared.organs.is_empty() {
             return Err(Error::input(
                 format!("the data lists no organs, but {} learns from contours", config.system.name()),
                 "Prepare data with labels, or train Reg-CNN or Reg-GAN",
@@ -136,7 +135,7 @@ impl Trainer {
         if config.validation.max_pairs > 0 {
             validation.truncate(config.validation.max_pairs);
         }
-        let gan = Gan::new(config, &organs, prepared.spacing_mm as f32, &device);
+        let gan = fresh(config, &prepared, &device);
         let prepared = Arc::new(prepared);
         let feed = Feed::new(config, Arc::clone(&prepared))?;
         let standing = Standing::default();
@@ -152,6 +151,12 @@ impl Trainer {
         Ok(())
     }
 
+    /// Goes back to the beginning of the run.
+    pub fn reset(&mut self) {
+        self.gan = fresh(&self.config, &self.prepared, &self.device);
+        self.standing = Standing::default();
+    }
+
     /// The state, for [`restore`](Self::restore). Equal states are equal bytes.
     pub fn state(&self) -> Vec<u8> {
         state::to_bytes(&self.gan, &self.standing)
@@ -160,6 +165,17 @@ impl Trainer {
     /// Where the run stands.
     pub fn cursor(&self) -> Cursor {
         self.standing.cursor
+    }
+
+    /// Whether the next update is the critic's.
+    pub fn critic_is_next(&self) -> bool {
+        let Cursor { iteration, critic_done, .. } = self.standing.cursor;
+        critic_done < self.config.critic_steps(iteration)
+    }
+
+    /// Samples of a micro-batch.
+    pub fn micro_batch(&self) -> usize {
+        self.config.sampling.micro_batch
     }
 
     /// Micro-batches of a step.
@@ -250,7 +266,6 @@ impl Trainer {
 
     fn advance(&mut self, mine: Range<usize>, group: &mut Group<'_>) -> Result<Committed, StepError> {
         let Cursor { updates, iteration, critic_done } = self.standing.cursor;
-        let critic = critic_done < self.config.critic_steps(iteration);
         let progress = iteration as f64 / self.config.iterations as f64;
 
         group.watch.enter(Phase::Data);
@@ -263,7 +278,7 @@ impl Trainer {
 
         group.watch.enter(Phase::Forward);
         let share = Share { count: count as usize, mine, patches: &patches };
-        let mut committed = if critic {
+        let mut committed = if self.critic_is_next() {
             let updated = self.gan.update_critic(&share, progress, group)?;
             self.standing.cursor = Cursor { updates: updates + 1, iteration, critic_done: critic_done + 1 };
             self.standing.wasserstein = Some(updated.losses);
@@ -343,6 +358,11 @@ impl Trainer {
         };
         Ok(ValidationReport { iteration, msd_mm, best })
     }
+}
+
+fn fresh(config: &TrainConfig, prepared: &Prepared, device: &Device) -> Gan {
+    let organs: Vec<u8> = prepared.organs.iter().map(|o| o.id).collect();
+    Gan::new(config, &organs, prepared.spacing_mm as f32, device)
 }
 
 fn check_finite(report: &IterationReport) -> Result<()> {
