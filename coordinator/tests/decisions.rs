@@ -178,6 +178,41 @@ fn a_member_that_nobody_reaches_is_put_out() {
     assert!(state.is_fenced(worker(2)) && !state.is_fenced(worker(0)));
 }
 
+/// Six micro-batches on four workers: shares of one and two. Twice the work in two micro-batches is no straggler.
+#[test]
+fn stragglers_are_judged_by_the_micro_batch() {
+    let cut = MicroBatches::new(6, 6).unwrap();
+    let mut state = State::new(Policy::new(4), cut, 1, None, Duration::ZERO);
+    for number in 0..4 {
+        let arrival = Arrival {
+            worker: worker(number),
+            connection: 0,
+            address: "host:7000".to_owned(),
+            standing: Standing::Idle,
+            generation: 0,
+            updates: None,
+        };
+        state = state.step(Event::Attached(arrival), Duration::ZERO).0;
+    }
+    state = state.step(Event::Claimed { number: 2 }, Duration::ZERO).0;
+    let shares: Vec<usize> = state.workers().iter().map(|worker| worker.micro_batches).collect();
+    assert_eq!(shares, [1, 2, 1, 2]);
+    for (number, seconds) in [(0, 1), (1, 2), (2, 2), (3, 2)] {
+        let heartbeat = Event::Heartbeat {
+            worker: worker(number),
+            generation: 2,
+            updates: 1,
+            phase: Phase::Work,
+            in_phase: Duration::ZERO,
+            compute: Duration::from_secs(seconds),
+        };
+        state = state.step(heartbeat, Duration::from_secs(4)).0;
+    }
+    state = state.step(Event::Tick, Duration::from_secs(6)).0;
+    let slow: Vec<bool> = state.workers().iter().map(|worker| worker.straggler).collect();
+    assert_eq!(slow, [false, false, true, false]);
+}
+
 fn worker(number: u8) -> WorkerId {
     Uuid::from_u128(u128::from(number) + 1)
 }

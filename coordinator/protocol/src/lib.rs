@@ -38,3 +38,25 @@ pub const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// How long the answer may take.
 pub const KEEP_ALIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(4);
+
+#[cfg(test)]
+mod tests {
+    use super::message::{FromCoordinator, Generation, Member, from_coordinator::Body};
+    use prost::Message;
+
+    #[test]
+    fn a_generation_of_16384_members_fits() {
+        let member = |rank: u32| Member {
+            worker: uuid::Uuid::new_v4().to_string(),
+            address: format!("jrs-worker-{rank}.jrs.default.svc:7100"),
+            first_micro_batch: rank,
+            end_micro_batch: rank + 1,
+        };
+        let members = (0..16_384).map(member).collect();
+        let formed = Generation { number: 1, members, key: vec![0; 32], reason: String::new() };
+        let message = FromCoordinator { body: Some(Body::Formed(formed)), ..FromCoordinator::default() };
+        let length = message.encoded_len();
+        eprintln!("{length} bytes");
+        assert!(length < super::FROM_COORDINATOR_LIMIT / 4, "{length}");
+    }
+}

@@ -1,6 +1,6 @@
 //! What follows from time alone: silence, hanging, overdue stops, newcomers that waited long enough.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::event::{Action, Effect, Ending, Phase, Standing, WorkerId};
@@ -227,16 +227,24 @@ impl State {
             return;
         }
         self.stragglers_judged = now;
-        let working = || self.workers.iter().filter(|(_, w)| w.rank.is_some() && !w.compute.is_zero());
-        let Some(median) = median(working().map(|(_, worker)| worker.compute)) else { return };
-        let slow: BTreeSet<WorkerId> = working()
-            .filter(|(_, worker)| worker.compute > median.mul_f64(self.policy.straggler))
-            .map(|(id, _)| *id)
+        // Shares differ by one micro-batch, so work is compared by the micro-batch.
+        let work: BTreeMap<WorkerId, Duration> = self
+            .members()
+            .iter()
+            .filter_map(|member| {
+                let share = u32::try_from(member.micro_batches.len()).ok().filter(|&count| count > 0)?;
+                let compute = self.workers.get(&member.worker)?.compute;
+                (!compute.is_zero()).then(|| (member.worker, compute / share))
+            })
             .collect();
+        let Some(median) = median(work.values().copied()) else { return };
+        let limit = median.mul_f64(self.policy.straggler);
+        let slow: BTreeSet<WorkerId> =
+            work.iter().filter(|(_, own)| **own > limit).map(|(id, _)| *id).collect();
         for id in slow.difference(&self.stragglers) {
-            let (own, usual) = (self.workers[id].compute.as_secs_f64(), median.as_secs_f64());
+            let (own, usual) = (work[id].as_secs_f64(), median.as_secs_f64());
             let reason = format!(
-                "worker {} is a straggler: {own:.2} s of work a step, others {usual:.2} s",
+                "worker {} is a straggler: {own:.2} s of work a micro-batch, others {usual:.2} s",
                 short(*id)
             );
             out.push(Effect::new(Action::Note, reason));
