@@ -93,7 +93,7 @@ impl Service {
         worker: WorkerId,
         connection: u64,
         mut incoming: Streaming<FromWorker>,
-        outgoing: Outgoing,
+        outgoing: mpsc::WeakSender<Result<FromCoordinator, Status>>,
     ) {
         loop {
             let message = match incoming.message().await {
@@ -115,7 +115,9 @@ impl Service {
             if let Some(wrong) = wrong {
                 self.metrics.refused();
                 tracing::warn!(%worker, wrong, "a message was refused and its stream closed");
-                let _ = outgoing.try_send(Err(Status::invalid_argument(wrong)));
+                if let Some(outgoing) = outgoing.upgrade() {
+                    let _ = outgoing.try_send(Err(Status::invalid_argument(wrong)));
+                }
                 break;
             }
             let message = Box::new(message);
@@ -143,15 +145,12 @@ impl jrs_protocol::server::Coordinator for Service {
             match service.hello(&mut incoming).await {
                 Ok((worker, generation, hello)) => {
                     let connection = service.connections.fetch_add(1, Ordering::Relaxed) + 1;
-                    let attached = Input::Attached {
-                        worker,
-                        connection,
-                        generation,
-                        hello: Box::new(hello),
-                        outgoing: outgoing.clone(),
-                    };
+                    // The shell alone keeps the sender: when it lets go, the stream ends.
+                    let weak = outgoing.downgrade();
+                    let attached =
+                        Input::Attached { worker, connection, generation, hello: Box::new(hello), outgoing };
                     if service.inputs.send(attached).await.is_ok() {
-                        service.forward(worker, connection, incoming, outgoing).await;
+                        service.forward(worker, connection, incoming, weak).await;
                     }
                 }
                 Err(refusal) => {

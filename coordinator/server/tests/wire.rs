@@ -151,7 +151,8 @@ fn dishonest_messages_are_refused(peer: &Peer) {
 
 fn stale_generations_change_nothing(coordinator: &Coordinator, peer: &Peer, honest: &Worker) {
     let stepping = hello(&uuid(), "ghost", Standing::Stepping, honest.generation + 5);
-    let reply = peer.say(Some(&bearer()), vec![stepping.encode_to_vec()]).unwrap();
+    // The last word: the stream is closed behind it.
+    let reply = peer.last(Some(&bearer()), vec![stepping.encode_to_vec()]).unwrap();
     assert!(matches!(reply, Some(from_coordinator::Body::Evicted(_))), "{reply:?}");
     // A late report of an old generation, by a member.
     let old = FromWorker {
