@@ -19,11 +19,11 @@ pub const GAN: &str = "system = \"JRS-GANa\"\nseed = 5\niterations = 3\n\
 /// Steps of the run above.
 pub const GAN_STEPS: u64 = 7;
 
-/// A generator alone, for many quick steps of 4 micro-batches.
+/// A generator alone, for many quick steps of 2 micro-batches.
 pub fn quick(steps: u64) -> String {
     format!(
         "system = \"JRS-CNN\"\nseed = 5\niterations = {steps}\n\
-         sampling = {{ patch = 44, patches_per_pair = 12, window = 1, batch = 4, micro_batch = 1 }}\n\
+         sampling = {{ patch = 44, patches_per_pair = 12, window = 1, batch = 2, micro_batch = 1 }}\n\
          generator = {{ rule = \"adam\", learning_rate = 1e-3 }}\n\
          validation = {{ every = 0 }}\ncheckpoint = {{ every = 10 }}\n"
     )

@@ -22,33 +22,60 @@ fn any_number_of_workers() {
     assert!(tables.iter().all(|table| *table == tables[0]), "the tables differ");
 }
 
-/// Kill -9 of the first and of another rank, in critic and generator updates, in every phase of a step.
+/// Kill -9 of the first rank in critic and generator updates, again and again; each dead worker is replaced.
 #[test]
-fn a_killed_worker() {
-    for (rank, step, phase) in [
-        (0, 0, "data"),
-        (1, 1, "forward"),
-        (0, 2, "reduce"),
-        (1, 3, "apply"),
-        (0, 4, "commit"),
-        (0, 5, "save"),
-        (1, 5, "validate"),
-    ] {
-        let fault = format!("kill@rank={rank},step={step},phase={phase}");
-        let mut cluster = Cluster::new(&format!("kill-{rank}-{step}-{phase}"), GAN);
-        cluster.coordinate(2);
-        let workers = [cluster.work(&fault), cluster.work(&fault)];
-        wait("the fault", || cluster.faults_struck() > 0);
-        let victim = workers.into_iter().find(|&w| cluster.struck(w)).expect("one was struck");
+fn killed_first_ranks() {
+    let faults = [
+        "kill@rank=0,step=0,phase=reduce",
+        "kill@rank=0,step=2,phase=commit",
+        "kill@rank=0,step=4,phase=apply",
+        "kill@rank=0,step=5,phase=save",
+    ];
+    let mut cluster = Cluster::new("killed-first-ranks", GAN);
+    let model = kill(&mut cluster, &faults);
+    assert!(model == expected(), "the model differs");
+}
+
+/// Kill -9 of a rank that has just joined, in every phase of its first step.
+#[test]
+fn killed_joiners() {
+    let faults =
+        ["data", "forward", "reduce", "apply", "commit"].map(|phase| format!("kill@rank=1,phase={phase}"));
+    let faults: Vec<&str> = std::iter::once("").chain(faults.iter().map(String::as_str)).collect();
+    let config = quick(60);
+    let mut cluster = Cluster::new("killed-joiners", &config);
+    let model = kill(&mut cluster, &faults);
+    assert!(model == undisturbed("undisturbed-60-joiners", &config), "the model differs");
+}
+
+/// Two workers at a time, with these faults; for each that dies another one comes, at last some without a fault. Returns
+/// the model.
+fn kill(cluster: &mut Cluster, faults: &[&str]) -> Vec<u8> {
+    cluster.coordinate(2);
+    let mut coming = faults.iter().copied().chain(["", ""]);
+    let mut alive = Vec::new();
+    for fault in coming.by_ref().take(2) {
+        let worker = cluster.work(fault);
+        cluster.said(worker, "ready to take part"); // so that ranks are in this order
+        alive.push((worker, fault));
+    }
+    let deadly = faults.iter().filter(|fault| !fault.is_empty()).count();
+    for _ in 0..deadly {
+        wait("a fault", || alive.iter().any(|&(worker, fault)| !fault.is_empty() && cluster.struck(worker)));
+        let place = alive.iter().position(|&(worker, _)| cluster.struck(worker)).expect("one was struck");
+        let (victim, fault) = alive[place];
         assert_eq!(cluster.ended(victim), None, "{fault}: not killed");
-        // What is left has no such rank any more, or the step is over; a new worker takes the place.
-        let replacement = cluster.work("");
-        let model = cluster.finish(&[1 - victim, replacement]);
-        assert!(model == expected(), "{fault}: the model differs");
-        let took = recovery(&cluster, cluster.moment(victim, "fault injected"));
+        let next = coming.next().expect("one for each that dies");
+        alive.remove(place);
+        alive.push((cluster.work(next), next));
+        let moment = cluster.moment(victim, "fault injected");
+        wait("the next step", || cluster.is_over() || cluster.commits().iter().any(|c| c.at > moment));
+        let took = recovery(cluster, moment);
         eprintln!("{fault}: the next step was committed after {took:.1} s");
         assert!(took < 10.0, "{fault}: {took:.1} s");
     }
+    let alive: Vec<usize> = alive.into_iter().map(|(worker, _)| worker).collect();
+    cluster.finish(&alive)
 }
 
 /// Seconds from a moment to the next committed step.
@@ -62,7 +89,7 @@ fn recovery(cluster: &Cluster, moment: f64) -> f64 {
 /// A frozen worker is taken for dead; when it thaws, nothing of its old life counts, and it joins again.
 #[test]
 fn a_frozen_worker() {
-    let config = quick(60);
+    let config = quick(40);
     let mut cluster = Cluster::new("frozen", &config);
     cluster.coordinate(2);
     let fault = "stop@rank=1,step=5,phase=reduce";
@@ -77,7 +104,7 @@ fn a_frozen_worker() {
     cluster.signal(frozen, "CONT");
     cluster.said(frozen, "taken for dead; coming back as a new worker");
     let model = cluster.finish(&workers);
-    assert!(model == undisturbed("undisturbed-60", &config), "the model differs");
+    assert!(model == undisturbed("undisturbed-40-frozen", &config), "the model differs");
 }
 
 /// Workers step on without a coordinator, and its successor finds them.
@@ -103,7 +130,7 @@ fn a_killed_coordinator() {
 /// One joins, one leaves when asked (SIGTERM), and the run goes on in between.
 #[test]
 fn workers_come_and_go() {
-    let config = quick(80);
+    let config = quick(40);
     let mut cluster = Cluster::new("come-and-go", &config);
     cluster.coordinate(1);
     let first = cluster.work("");
@@ -115,7 +142,7 @@ fn workers_come_and_go() {
     assert_eq!(cluster.ended(first), Some(143));
     let third = cluster.work("");
     let model = cluster.finish(&[second, third]);
-    assert!(model == undisturbed("undisturbed-80", &config), "the model differs");
+    assert!(model == undisturbed("undisturbed-40", &config), "the model differs");
 }
 
 /// All leave with the state saved; another number of workers goes on.

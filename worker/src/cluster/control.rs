@@ -43,8 +43,16 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Starts the thread.
-    pub fn start(client: Client, shared: Shared, interrupt: Interrupt) -> std::io::Result<Self> {
+    /// Starts the thread; `attach` connects to the coordinator, once now and again in a new life.
+    ///
+    /// # Errors
+    /// If the options of the coordinator cannot work, or there is no thread left.
+    pub fn start(
+        attach: impl Fn() -> jrs_protocol::Result<Client> + Send + 'static,
+        shared: Shared,
+        interrupt: Interrupt,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
+        let client = attach()?;
         let (order, orders) = channel();
         let (outgoing, messages) = channel();
         let attached = Arc::new(AtomicBool::new(false));
@@ -52,6 +60,7 @@ impl Control {
         let heartbeat_ms = Arc::new(AtomicU64::new(HEARTBEAT_MS));
         let mut server = Server {
             client,
+            attach: Box::new(attach),
             shared,
             interrupt,
             order,
@@ -102,6 +111,7 @@ impl Drop for Control {
 
 struct Server {
     client: Client,
+    attach: Box<dyn Fn() -> jrs_protocol::Result<Client> + Send>,
     shared: Shared,
     interrupt: Interrupt,
     order: Sender<Order>,
@@ -182,7 +192,7 @@ impl Server {
             Some(Body::Drained(_)) => self.tell(Order::Drained),
             Some(Body::Evicted(evicted)) => {
                 let mut status = self.shared.lock();
-                // The stream is closed by the coordinator now, and the next hello is that of another worker.
+                // The next hello is that of another worker, on a stream of its own.
                 status.worker = uuid::Uuid::new_v4();
                 let generation = status.generation;
                 status.abort_up_to(generation);
@@ -191,6 +201,10 @@ impl Server {
                 status.standing = Standing::Waiting;
                 drop(status);
                 self.tell(Order::Evicted(evicted.reason));
+                match (self.attach)() {
+                    Ok(client) => self.client = client,
+                    Err(error) => tracing::error!(%error, "this worker cannot attach again"),
+                }
             }
             Some(Body::Refused(refused)) => {
                 self.shared.lock().end_generation();

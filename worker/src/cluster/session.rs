@@ -81,12 +81,13 @@ impl<'k> Session<'k> {
         let address = advertised(&options, rendezvous.address())?;
         tracing::info!(address, "listening for other workers");
         let shared = Shared::new(address, options.run.clone().unwrap_or_default());
-        let hello = shared.clone();
-        let client = Client::start(&options.coordinator, move || hello.hello()).map_err(|error| {
+        let (coordinator, hello) = (options.coordinator.clone(), shared.clone());
+        let attach = move || {
+            let hello = hello.clone();
+            Client::start(&coordinator, move || hello.hello())
+        };
+        let control = Control::start(attach, shared.clone(), options.interrupt.clone()).map_err(|error| {
             Failed::BadConfig(Error::input(error.to_string(), "Correct the options of the coordinator"))
-        })?;
-        let control = Control::start(client, shared.clone(), options.interrupt.clone()).map_err(|error| {
-            Failed::Retry(Error::input(format!("no thread: {error}"), "Raise the process limit"))
         })?;
         Ok(Self {
             options,
