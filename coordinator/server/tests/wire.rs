@@ -23,7 +23,7 @@ const TOKEN: &str = "the-token-of-this-run";
 fn nothing_that_comes_over_the_wire_brings_it_down() {
     let coordinator = Coordinator::start(1, Some(TOKEN));
     let mut honest = Worker::attach(&coordinator, "honest");
-    honest.formed();
+    assert_eq!(honest.formed().members[0].worker, honest.id);
 
     noise_instead_of_http(&coordinator);
     let peer = Peer::new(&coordinator);
@@ -73,7 +73,10 @@ fn garbled_messages_are_refused(peer: &Peer) {
     for round in 0..200 {
         let mut bytes = hello(&uuid(), "garbled", Standing::Stepping, 77).encode_to_vec();
         match round % 4 {
-            0 => bytes = random.bytes(1 + random.below(300)),
+            0 => {
+                let length = 1 + random.below(300);
+                bytes = random.bytes(length);
+            }
             1 => bytes.truncate(random.below(bytes.len())),
             2 => bytes.extend(random.bytes(8)),
             _ => {

@@ -37,7 +37,8 @@ impl Coordinator {
             http: Some(http),
             token: token.map(|text| Token::new(text).unwrap()),
             tls: TlsFiles::default(),
-            policy: Policy::new(min_workers),
+            // These workers have no heart; a browser may take its time.
+            policy: Policy { silence: Duration::from_secs(120), ..Policy::new(min_workers) },
             job: Job {
                 config_toml: "seed = 1\n".into(),
                 dataset_digest: "sha256:1".into(),
