@@ -7,6 +7,11 @@ const BAD_INPUT: u8 = 2;
 
 /// Prints `error` with its causes as one paragraph.
 pub fn report(error: &anyhow::Error) -> ExitCode {
+    report_as(error, BAD_INPUT)
+}
+
+/// The same, for commands with exit codes of their own.
+pub fn report_as(error: &anyhow::Error, code: u8) -> ExitCode {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
@@ -19,5 +24,5 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         }
     }
     eprintln!("jrs: {}", text.trim_end().trim_end_matches('.').to_owned() + ".");
-    ExitCode::from(BAD_INPUT)
+    ExitCode::from(code)
 }

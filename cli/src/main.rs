@@ -7,7 +7,10 @@ mod commands;
 mod failure;
 
 use clap::{Parser, Subcommand};
-use commands::{bench, commission, demo, evaluate, model, phantom, plan, prepare, register, train};
+use commands::{
+    bench, commission, coordinator, demo, evaluate, model, phantom, plan, prepare, register, runs, train,
+    worker,
+};
 use std::process::ExitCode;
 
 /// Deformable registration of CT scans by a network that learned to carry contours (JRS-GAN).
@@ -35,6 +38,12 @@ enum Command {
     Prepare(prepare::Args),
     /// Train one of the five systems of the paper on prepared data.
     Train(train::Args),
+    /// Lead the workers of one run.
+    Coordinator(coordinator::Args),
+    /// Look at the runs of a store, check them or tidy up.
+    Runs(runs::Args),
+    /// Be one worker of a training cluster.
+    Worker(worker::Args),
     /// Print the resolved configuration and what a run will cost, without training.
     Plan(plan::Args),
     /// Register two scans: warped image, displacement field, labels, points and a QA report.
@@ -78,6 +87,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Commission(args) => commission::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Worker(args) => worker::run(args),
+        Command::Coordinator(args) => coordinator::run(&args),
+        Command::Runs(args) => runs::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Model(args) => model::run(&args),

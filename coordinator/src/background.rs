@@ -58,6 +58,11 @@ impl BackgroundSaver {
         Ok(before)
     }
 
+    /// Whether a save is under way, so that [`save`](Self::save) would have to wait.
+    pub fn busy(&self) -> bool {
+        self.running.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Waits for the save under way, if any, and returns its manifest.
     ///
     /// # Errors

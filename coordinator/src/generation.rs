@@ -49,6 +49,20 @@ impl RunStore {
         Ok(listed.iter().filter_map(|object| layout::parse_generation(&object.key)).max())
     }
 
+    /// The newest claim that can be read, or `None` before the first.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn newest_claim(&self) -> Result<Option<Claim>> {
+        let Some(newest) = self.latest_generation()? else { return Ok(None) };
+        for number in (1..=newest).rev() {
+            if let Some(claim) = self.read_claim(number)? {
+                return Ok(Some(claim));
+            }
+        }
+        Ok(None)
+    }
+
     fn read_claim(&self, number: u64) -> Result<Option<Claim>> {
         let bytes = self.objects.read(&layout::generation(number))?;
         Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))

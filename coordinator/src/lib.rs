@@ -37,7 +37,9 @@
 #![forbid(unsafe_code)]
 
 mod background;
+mod bucket;
 mod checkpoint;
+pub mod decision;
 mod error;
 mod generation;
 mod layout;
@@ -46,10 +48,12 @@ mod manifest;
 mod objects;
 pub mod plan;
 mod retention;
+pub mod simulation;
 mod start;
 mod store;
 
 pub use background::BackgroundSaver;
+pub use bucket::Bucket;
 pub use bytes::Bytes;
 pub use checkpoint::{Checked, Loaded, Skipped};
 pub use error::{Error, Result};
@@ -58,4 +62,4 @@ pub use manifest::{Manifest, StoredObject};
 pub use object_store;
 pub use retention::{Orphan, Retention};
 pub use start::{Start, Started};
-pub use store::RunStore;
+pub use store::{RunStore, run_names};

@@ -15,7 +15,25 @@ pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
     root: Path,
     location: String,
-    runtime: tokio::runtime::Runtime,
+    runtime: Runtime,
+}
+
+/// Runs the store's futures. Dropping it does not wait, so that it may be dropped anywhere, even inside another runtime.
+#[derive(Debug)]
+struct Runtime(Option<tokio::runtime::Runtime>);
+
+impl Runtime {
+    fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.0.as_ref().expect("it is only taken when dropped").block_on(future)
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// What became of a create-only write.
@@ -45,7 +63,7 @@ impl Objects {
                     "Raise the limit of open files",
                 )
             })?;
-        Ok(Self { store, root, location, runtime })
+        Ok(Self { store, root, location, runtime: Runtime(Some(runtime)) })
     }
 
     /// How messages call the run.
@@ -111,6 +129,14 @@ impl Objects {
         let mut listed: Vec<Listed> = metas.into_iter().filter_map(|meta| self.listed(meta)).collect();
         listed.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(listed)
+    }
+
+    /// The folders right below the root.
+    pub(crate) fn folders(&self) -> Result<Vec<String>> {
+        let listing = self.runtime.block_on(self.store.list_with_delimiter(Some(&self.root)));
+        let listing = listing.map_err(|source| self.failed("", "list", source))?;
+        let name = |folder: &Path| folder.filename().map(str::to_owned);
+        Ok(listing.common_prefixes.iter().filter_map(name).collect())
     }
 
     fn listed(&self, meta: ObjectMeta) -> Option<Listed> {

@@ -10,7 +10,10 @@ use object_store::path::Path;
 use crate::error::{Error, Result};
 use crate::layout;
 use crate::location::Location;
-use crate::objects::{Created, Objects};
+use crate::objects::{Created, Objects, sha256};
+
+/// How often an older result is replaced before giving up: another writer may do the same.
+const RESULT_TRIES: usize = 3;
 
 /// One run in a folder or bucket. All methods block; call them from a thread that is not inside an asynchronous
 /// runtime. It can be shared between threads.
@@ -20,6 +23,19 @@ pub struct RunStore {
     /// The folder of the run, if it is on this machine.
     pub(crate) folder: Option<PathBuf>,
     name: String,
+}
+
+/// The names of the runs below `url`, sorted.
+///
+/// # Errors
+/// If the place is not understood, does not exist or fails.
+pub fn run_names(url: &str) -> Result<Vec<String>> {
+    let Location { store, prefix, name, .. } = Location::parse(url, false)?;
+    let runs = Objects::new(store, prefix.join("runs"), format!("{name}/runs"))?;
+    let mut names = runs.folders()?;
+    names.retain(|name| layout::plain_name("a run", name).is_ok());
+    names.sort();
+    Ok(names)
 }
 
 impl RunStore {
@@ -61,6 +77,28 @@ impl RunStore {
     /// Where the run is kept, for messages and reports: an absolute folder or a URL.
     pub fn location(&self) -> &str {
         self.objects.location()
+    }
+
+    /// Stores a result of the run, such as its model, under `name`, in place of an older one. A reader may find nothing for
+    /// a moment, but never half of it.
+    ///
+    /// # Errors
+    /// If `name` is no plain file name or the store fails.
+    pub fn put_result(&self, name: &str, bytes: Bytes) -> Result<()> {
+        let key = layout::plain_name("a result", name)?;
+        let wanted = Some((bytes.len() as u64, sha256(&bytes)));
+        for _ in 0..RESULT_TRIES {
+            if self.objects.create(key, bytes.clone())? == Created::Yes || self.objects.digest(key)? == wanted
+            {
+                return Ok(());
+            }
+            self.objects.delete(key)?;
+        }
+        Err(Error::location(
+            format!("{}/{key}", self.location()),
+            "someone else keeps writing this result",
+            "Stop the other training that writes to this run",
+        ))
     }
 
     fn at(location: Location, run: &str) -> Result<Self> {

@@ -83,6 +83,15 @@ fn kill_9_during_a_save_leaves_whole_checkpoints() {
     eprintln!("four kills left {seen} unfinished objects");
 }
 
+/// Other programs have runtimes of their own.
+#[test]
+fn a_store_may_be_dropped_inside_a_runtime() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RunStore::open(dir.path().to_str().unwrap(), "run").unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async { drop(store) });
+}
+
 #[test]
 fn pruned_checkpoints_leave_no_folders() {
     let dir = tempfile::tempdir().unwrap();

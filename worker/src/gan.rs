@@ -1,12 +1,14 @@
 //! The adversarial step: one update of the critic or of the generator (science.md sections 3 to 5).
 
 use crate::batch::{Batch, RealPair, batch, real_pairs};
+use crate::collective::Failure;
 use crate::config::{System, TrainConfig};
 use crate::losses::{bending_energy, expectation, ncc, soft_dice, soft_dice_of_soft_contours};
-use crate::nets::{BatchStatistics, Leaves, Parameters, RunningStatistics, critic, generator};
+use crate::nets::{BatchStatistics, Leaves, Parameters, RunningStatistics, critic, generator, moments};
 use crate::ops::warp;
 use crate::optimizer::Optimizer;
-use burn::tensor::{Device, Tensor};
+use crate::step::{Contribution, Group, Share, Updated};
+use burn::tensor::{Device, Tensor, TensorData};
 use jrs_data::random::{Purpose, stream};
 use jrs_data::sampling::Patch;
 use libjrs::network::{self, GENERATOR, MARGIN};
@@ -81,45 +83,58 @@ impl Gan {
     }
 
     /// One critic update on fresh patches: minimises L_D = E[D(fake)] - E[D(real)] (equation 2), then clips.
-    /// Returns the Wasserstein estimate W = E[D(real)] - E[D(fake)].
-    pub fn update_critic(&mut self, patches: &[Patch], progress: f64) -> f32 {
-        let micro_batches = self.micro_batches(patches);
-        let weight = 1.0 / micro_batches.len() as f32;
-        let mut sum: Option<Tensor<1>> = None;
+    ///
+    /// # Errors
+    /// If the collective fails; nothing has changed then.
+    pub fn update_critic(
+        &mut self,
+        share: &Share<'_>,
+        progress: f64,
+        group: &mut Group<'_>,
+    ) -> Result<Updated<f32>, Failure> {
+        let trained = self.critic.as_ref().expect("only systems with a critic update one");
+        let parameters = trained.parameters.len();
+        let contributions: Vec<Contribution> =
+            share.micro_batches().map(|(number, patches)| self.critic_gradient(number, patches)).collect();
+        let combined = group.combine(share.count, parameters, &contributions)?;
+
         let mut wasserstein = 0.0;
-        for patches in micro_batches {
-            let (gradient, w) = self.critic_gradient(patches);
+        let weight = 1.0 / share.count as f32;
+        let critic = self.critic.as_mut().expect("checked above");
+        for report in &combined.reports {
+            let (w, moments) = report.split_first().expect("a report begins with W");
             wasserstein += weight * w;
-            sum = Some(accumulate(sum, gradient * weight));
+            critic.statistics.update(moments);
         }
-        let critic = self.critic.as_mut().expect("only systems with a critic update one");
-        let gradient = sum.expect("at least one micro-batch");
-        let values = critic.parameters.values.clone();
-        critic.parameters.values = critic.optimizer.step(values, gradient, progress);
+        critic.update(combined.gradient, progress, &self.device);
         critic.parameters.clip_convolutions(self.config.critic.clip);
-        wasserstein
+        Ok(Updated { losses: wasserstein, stop: combined.stop })
     }
 
     /// One generator update: minimises L_G of equation 1.
-    pub fn update_generator(&mut self, patches: &[Patch], progress: f64) -> GeneratorLosses {
-        let micro_batches = self.micro_batches(patches);
-        let weight = 1.0 / micro_batches.len() as f32;
-        let mut sum: Option<Tensor<1>> = None;
-        let mut losses = GeneratorLosses::default();
-        for patches in micro_batches {
-            let (gradient, l) = self.generator_gradient(patches);
-            losses.add(&l, weight);
-            sum = Some(accumulate(sum, gradient * weight));
-        }
-        let gradient = sum.expect("at least one micro-batch");
-        losses.gradient_norm = scalar(gradient.clone().square().sum().sqrt());
-        let values = self.generator.parameters.values.clone();
-        self.generator.parameters.values = self.generator.optimizer.step(values, gradient, progress);
-        losses
-    }
+    ///
+    /// # Errors
+    /// If the collective fails; nothing has changed then.
+    pub fn update_generator(
+        &mut self,
+        share: &Share<'_>,
+        progress: f64,
+        group: &mut Group<'_>,
+    ) -> Result<Updated<GeneratorLosses>, Failure> {
+        let parameters = self.generator.parameters.len();
+        let contributions: Vec<Contribution> =
+            share.micro_batches().map(|(number, patches)| self.generator_gradient(number, patches)).collect();
+        let combined = group.combine(share.count, parameters, &contributions)?;
 
-    fn micro_batches<'p>(&self, patches: &'p [Patch]) -> Vec<&'p [Patch]> {
-        patches.chunks(self.config.sampling.micro_batch).collect()
+        let mut losses = GeneratorLosses::default();
+        let weight = 1.0 / share.count as f32;
+        for report in &combined.reports {
+            let (own, moments) = report.split_at(GeneratorLosses::PER_MICRO_BATCH);
+            losses.add(own, weight);
+            self.generator.statistics.update(moments);
+        }
+        losses.gradient_norm = self.generator.update(combined.gradient, progress, &self.device);
+        Ok(Updated { losses, stop: combined.stop })
     }
 
     /// u in mm. The network gives it in voxels of the working grid, which on the paper's 1 mm grid is the same: what
@@ -129,7 +144,7 @@ impl Gan {
         (voxels * (self.config.head_gain * self.spacing), statistics)
     }
 
-    fn critic_gradient(&mut self, patches: &[Patch]) -> (Tensor<1>, f32) {
+    fn critic_gradient(&self, micro_batch: usize, patches: &[Patch]) -> Contribution {
         let batch = batch(patches, &self.organs, 0, &self.device);
         let (u, _) = self.displacement(&self.generator.parameters.leaves(false), &batch);
         let warped = warp(batch.source.clone(), u / self.spacing, MARGIN);
@@ -137,22 +152,21 @@ impl Gan {
         let real = self.real_input(&batch, self.real_pairs(patches));
 
         let reduction = self.config.critic.reduction;
-        let trained = self.critic.as_mut().expect("a system with a critic");
+        let trained = self.critic.as_ref().expect("a system with a critic");
         let leaves = trained.parameters.leaves(true);
         let (fake, real, statistics) = scores(&leaves, fake, real);
         let loss = expectation(fake, reduction) - expectation(real, reduction);
-        trained.statistics.update(statistics);
-        let wasserstein = -scalar(loss.clone());
-        (leaves.gradient(&mut loss.backward()), wasserstein)
+        let mut report = vec![-scalar(loss.clone())];
+        report.extend(moments(statistics));
+        Contribution { micro_batch, gradient: host(leaves.gradient(&mut loss.backward())), report }
     }
 
     /// The gradient for the parameters, in two stages: first ∂L/∂u per term, then through the network. The first
     /// stage gives the ratio of the terms at no extra pass through the generator.
-    fn generator_gradient(&mut self, patches: &[Patch]) -> (Tensor<1>, GeneratorLosses) {
+    fn generator_gradient(&self, micro_batch: usize, patches: &[Patch]) -> Contribution {
         let batch = batch(patches, &self.organs, self.config.loss.contour_blur, &self.device);
         let leaves = self.generator.parameters.leaves(true);
         let (u, statistics) = self.displacement(&leaves, &batch);
-        self.generator.statistics.update(statistics);
 
         let fixed_u = u.clone().without_autodiff();
         let mut losses = GeneratorLosses {
@@ -200,7 +214,9 @@ impl Gan {
 
         // d/dθ Σ u(θ) · ∂L/∂u is dL/dθ.
         let surrogate = (u * at_u.autodiff()).sum();
-        (leaves.gradient(&mut surrogate.backward()), losses)
+        let mut report = losses.per_micro_batch().to_vec();
+        report.extend(moments(statistics));
+        Contribution { micro_batch, gradient: host(leaves.gradient(&mut surrogate.backward())), report }
     }
 
     /// (1 - DSC) + (1 - NCC).
@@ -269,15 +285,47 @@ impl Gan {
 }
 
 impl GeneratorLosses {
-    fn add(&mut self, other: &Self, weight: f32) {
-        self.total += weight * other.total;
-        self.dice += weight * other.dice;
-        self.dice_at_rest += weight * other.dice_at_rest;
-        self.ncc += weight * other.ncc;
-        self.smoothness += weight * other.smoothness;
-        self.adversarial += weight * other.adversarial;
-        self.adversarial_ratio += weight * other.adversarial_ratio;
-        self.max_displacement = self.max_displacement.max(other.max_displacement);
+    /// Values that a micro-batch reports.
+    const PER_MICRO_BATCH: usize = 8;
+
+    fn per_micro_batch(&self) -> [f32; Self::PER_MICRO_BATCH] {
+        [
+            self.total,
+            self.dice,
+            self.dice_at_rest,
+            self.ncc,
+            self.smoothness,
+            self.adversarial,
+            self.adversarial_ratio,
+            self.max_displacement,
+        ]
+    }
+
+    /// Adds one micro-batch's [`per_micro_batch`](Self::per_micro_batch).
+    fn add(&mut self, values: &[f32], weight: f32) {
+        let means = [
+            &mut self.total,
+            &mut self.dice,
+            &mut self.dice_at_rest,
+            &mut self.ncc,
+            &mut self.smoothness,
+            &mut self.adversarial,
+            &mut self.adversarial_ratio,
+        ];
+        means.into_iter().zip(values).for_each(|(mean, value)| *mean += weight * value);
+        self.max_displacement = self.max_displacement.max(values[Self::PER_MICRO_BATCH - 1]);
+    }
+}
+
+impl Trained {
+    /// One step along `gradient`; returns the gradient's norm.
+    fn update(&mut self, gradient: Vec<f32>, progress: f64, device: &Device) -> f32 {
+        let n = gradient.len();
+        let gradient = Tensor::<1>::from_data(TensorData::new(gradient, [n]), device);
+        let norm = scalar(gradient.clone().square().sum().sqrt());
+        let values = self.parameters.values.clone();
+        self.parameters.values = self.optimizer.step(values, gradient, progress);
+        norm
     }
 }
 
@@ -300,13 +348,10 @@ fn gradient_of(u: &Tensor<5>, loss: impl FnOnce(Tensor<5>) -> Tensor<1>) -> Tens
     }
 }
 
-fn accumulate(sum: Option<Tensor<1>>, term: Tensor<1>) -> Tensor<1> {
-    match sum {
-        Some(sum) => sum + term,
-        None => term,
-    }
-}
-
 fn scalar(t: Tensor<1>) -> f32 {
     t.without_autodiff().into_scalar()
+}
+
+fn host(t: Tensor<1>) -> Vec<f32> {
+    t.to_data().try_into_vec().expect("gradients are f32")
 }

@@ -4,14 +4,18 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod cluster;
+pub mod collective;
 pub mod config;
 pub mod contours;
+mod feed;
 pub mod gan;
 pub mod losses;
 pub mod nets;
 pub mod ops;
 pub mod optimizer;
 pub mod state;
+pub mod step;
 pub mod theta;
 pub mod trainer;
 pub mod validation;

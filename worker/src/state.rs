@@ -8,11 +8,23 @@ use libjrs::{Error, Result};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Metadata key of the [`Cursor`] and the optimisers' times.
 const KEY: &str = "jrs.state";
 
-/// Where a run stands. Samples are never listed: update `u` consumes positions `[u·B, (u+1)·B)` of the order.
+/// Where a run stands, apart from its networks.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Standing {
+    /// Updates and iterations done.
+    pub cursor: Cursor,
+    /// W = E[D(real)] - E[D(fake)] of the last critic update, if the iteration that comes next had one.
+    pub wasserstein: Option<f32>,
+    /// The best model so far.
+    pub best: Option<Arc<Best>>,
+}
+
+/// Where a run is in the order of its updates. Samples are never listed: update `u` consumes positions `[u·B, (u+1)·B)` of the order.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Cursor {
     /// Updates done, of the critic and the generator together.
@@ -41,13 +53,15 @@ pub struct Best {
 #[derive(Serialize, Deserialize)]
 struct Header {
     cursor: Cursor,
+    wasserstein: Option<f32>,
     generator_time: u64,
     critic_time: u64,
     best: Option<(u64, f64, u64)>,
 }
 
-/// Serialises networks, optimisers, cursor and best model. Equal states give equal bytes.
-pub fn to_bytes(gan: &Gan, cursor: Cursor, best: Option<&Best>) -> Vec<u8> {
+/// Serialises networks, optimisers and where the run stands. Equal states give equal bytes.
+pub fn to_bytes(gan: &Gan, standing: &Standing) -> Vec<u8> {
+    let Standing { cursor, wasserstein, best } = standing;
     let mut tensors: Vec<(String, Vec<f32>)> = Vec::new();
     let generator_time = push_trained(&mut tensors, "generator", &gan.generator);
     let critic_time = gan.critic.as_ref().map_or(0, |c| push_trained(&mut tensors, "critic", c));
@@ -55,8 +69,13 @@ pub fn to_bytes(gan: &Gan, cursor: Cursor, best: Option<&Best>) -> Vec<u8> {
         tensors.push(("best.values".into(), best.values.clone()));
         push_statistics(&mut tensors, "best", &best.statistics);
     }
-    let header =
-        Header { cursor, generator_time, critic_time, best: best.map(|b| (b.iteration, b.msd_mm, b.since)) };
+    let header = Header {
+        cursor: *cursor,
+        wasserstein: *wasserstein,
+        generator_time,
+        critic_time,
+        best: best.as_ref().map(|b| (b.iteration, b.msd_mm, b.since)),
+    };
     // A single metadata entry: the order of several would follow a hash map.
     let header = serde_json::to_string(&header).expect("plain values always serialise");
     let views: Vec<(String, TensorView<'_>)> = tensors
@@ -73,7 +92,7 @@ pub fn to_bytes(gan: &Gan, cursor: Cursor, best: Option<&Best>) -> Vec<u8> {
 ///
 /// # Errors
 /// If the bytes are no training state, or one of another network or optimiser.
-pub fn restore(bytes: &[u8], gan: &mut Gan, device: &Device) -> Result<(Cursor, Option<Best>)> {
+pub fn restore(bytes: &[u8], gan: &mut Gan, device: &Device) -> Result<Standing> {
     let wrong = |what: String| {
         Error::input(
             format!("the checkpoint does not hold this run's state: {what}"),
@@ -98,10 +117,10 @@ pub fn restore(bytes: &[u8], gan: &mut Gan, device: &Device) -> Result<(Cursor, 
         Some((iteration, msd_mm, since)) => {
             let mut statistics = gan.generator.statistics.clone();
             restore_statistics("best", &mut statistics, &read, &wrong)?;
-            Some(Best { iteration, msd_mm, since, values: read("best.values")?, statistics })
+            Some(Arc::new(Best { iteration, msd_mm, since, values: read("best.values")?, statistics }))
         }
     };
-    Ok((header.cursor, best))
+    Ok(Standing { cursor: header.cursor, wasserstein: header.wasserstein, best })
 }
 
 fn push_trained(tensors: &mut Vec<(String, Vec<f32>)>, prefix: &str, trained: &Trained) -> u64 {

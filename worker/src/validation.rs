@@ -74,41 +74,43 @@ pub fn model(
     model
 }
 
-/// Mean MSD in mm over organs and `pairs`, with the inference engine on whole volumes of the working grid.
-/// Contours are carried over as the user will see it (one-hot linear, argmax).
+/// MSD in mm of every organ that both scans of `pair` show, with the inference engine on the whole volume of the working
+/// grid. Contours are carried over as the user will see it (one-hot linear, argmax).
 ///
 /// # Errors
-/// If a pair cannot be read, or no organ is present in both scans of any pair.
-pub fn validate(
-    model: &Model,
-    pairs: impl Iterator<Item = Result<PreparedPair>>,
-    prepared: &Prepared,
-) -> Result<f64> {
+/// If inference fails.
+pub fn distances(model: &Model, pair: PreparedPair, prepared: &Prepared) -> Result<Vec<f64>> {
     let engine = CpuEngine::new(&model.generator);
+    let preprocessing = &model.manifest.preprocessing;
+    let intensities =
+        |hu: &[i16]| -> Vec<f32> { hu.iter().map(|&v| preprocessing.normalise(v.into())).collect() };
+    let (fixed, moving) = (intensities(&pair.fixed), intensities(&pair.moving));
+    let along_axes = infer(&engine, &fixed, &moving, pair.grid.size, MAX_BYTES, Progress::SILENT)?;
+    let field = DisplacementField { u: to_lps(&pair.grid, along_axes), grid: pair.grid.clone() };
+    let fixed_labels = Volume::new(pair.grid.clone(), pair.fixed_labels);
+    let moving_labels = Volume::new(pair.grid, pair.moving_labels);
+    let propagated = warp_labels(&moving_labels, &field, None);
     let mut distances = Vec::new();
-    for pair in pairs {
-        let pair = pair?;
-        let preprocessing = &model.manifest.preprocessing;
-        let intensities =
-            |hu: &[i16]| -> Vec<f32> { hu.iter().map(|&v| preprocessing.normalise(v.into())).collect() };
-        let (fixed, moving) = (intensities(&pair.fixed), intensities(&pair.moving));
-        let along_axes = infer(&engine, &fixed, &moving, pair.grid.size, MAX_BYTES, Progress::SILENT)?;
-        let field = DisplacementField { u: to_lps(&pair.grid, along_axes), grid: pair.grid.clone() };
-        let fixed_labels = Volume::new(pair.grid.clone(), pair.fixed_labels);
-        let moving_labels = Volume::new(pair.grid, pair.moving_labels);
-        let propagated = warp_labels(&moving_labels, &field, None);
-        for organ in &prepared.organs {
-            let surfaces = surface_distances(&fixed_labels, &propagated, organ.id)?;
-            distances.extend(surfaces.map(|s| s.msd));
-        }
+    for organ in &prepared.organs {
+        let surfaces = surface_distances(&fixed_labels, &propagated, organ.id)?;
+        distances.extend(surfaces.map(|s| s.msd));
     }
-    if distances.is_empty() {
+    Ok(distances)
+}
+
+/// Mean of the [`distances`] of all pairs, in their order.
+///
+/// # Errors
+/// If no organ is present in both scans of any pair.
+pub fn mean_distance(pairs: &[Vec<f64>]) -> Result<f64> {
+    let count = pairs.iter().map(Vec::len).sum::<usize>();
+    if count == 0 {
         return Err(Error::input(
             "no organ is present in both scans of any validation pair, so no model is better than another",
             "Give validation pairs with labels, or set validation.every = 0",
         ));
     }
-    Ok(distances.iter().sum::<f64>() / distances.len() as f64)
+    Ok(pairs.iter().flatten().sum::<f64>() / count as f64)
 }
 
 /// Components along the grid's axes turned into LPS.

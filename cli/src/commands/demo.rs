@@ -82,6 +82,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         run: "demo".into(),
         resume: None,
         logs: None,
+        workers: None,
         stop_after: Some(iterations / 2),
         json: false,
         title: Some("3/5 train JRS-GANa, then stop".into()),

@@ -2,15 +2,21 @@
 
 pub mod bench;
 pub mod commission;
+pub mod coordinator;
 pub mod curves;
+mod data;
 pub mod demo;
 pub mod evaluate;
+mod local_cluster;
 pub mod model;
 pub mod phantom;
 pub mod plan;
 pub mod prepare;
 pub mod register;
+pub mod runs;
+mod tables;
 pub mod train;
+pub mod worker;
 
 use jrs_telemetry::progress::{Phase, Progress};
 use libjrs::align::{AlignOptions, Kind, align};

@@ -1,26 +1,25 @@
 //! `jrs train`: one run on this machine, with progress, loss tables and checkpoints.
 
-use super::phase;
+use super::tables::Tables;
+use super::{local_cluster, phase};
 use anyhow::Context;
 use burn::tensor::Device;
 use bytes::Bytes;
 use jrs_coordinator::{BackgroundSaver, Retention, RunStore, Start, Started};
 use jrs_data::cache::Prepared;
 use jrs_telemetry::interrupt::Interrupt;
-use jrs_telemetry::losses::LossTable;
 use jrs_telemetry::progress::Phase;
-use jrs_telemetry::tensorboard::EventWriter;
 use jrs_worker::config::TrainConfig;
 use jrs_worker::state::Cursor;
 use jrs_worker::trainer::{IterationReport, Observer, Outcome, Trainer, ValidationReport};
 use libjrs::Error;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 /// Name of a checkpoint's only object.
-const STATE: &str = "state.safetensors";
+pub const STATE: &str = "state.safetensors";
 
 /// Arguments of `jrs train`.
 #[derive(clap::Args)]
@@ -46,6 +45,9 @@ pub struct Args {
     /// Folder for losses.csv, TensorBoard events and the model; by default `<out>/runs/<run>` if that is local.
     #[arg(long, value_name = "DIR")]
     pub logs: Option<PathBuf>,
+    /// Train with this many worker processes and a coordinator. The model does not depend on the number.
+    #[arg(long, value_name = "N", conflicts_with = "stop_after")]
+    pub workers: Option<NonZeroUsize>,
     /// Stop, with the state saved, after this many iterations in all: for trying out interruptions.
     #[arg(long, value_name = "N")]
     pub stop_after: Option<u64>,
@@ -86,12 +88,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Trains as `args` say until the end or an interruption.
 pub fn train(args: &Args, interrupt: &Interrupt) -> anyhow::Result<Summary> {
-    let config = TrainConfig::load(&args.config)?;
-    let prepared = Prepared::open(&args.data)?;
-    let store = Arc::new(RunStore::open(&args.out, &args.run)?);
     let logs = logs_folder(args)?;
     std::fs::create_dir_all(&logs)
         .map_err(|e| Error::io(&logs, e, "Give --logs a folder that can be written"))?;
+    if let Some(workers) = args.workers {
+        return local_cluster::train(args, workers, &logs, interrupt);
+    }
+    let config = TrainConfig::load(&args.config)?;
+    let prepared = Prepared::open(&args.data)?;
+    let store = Arc::new(RunStore::open(&args.out, &args.run)?);
 
     let digest = prepared.digest.clone();
     let start = if args.resume.is_some() { Start::Resume } else { Start::New };
@@ -153,27 +158,10 @@ fn restore(store: &RunStore, which: Option<&str>, trainer: &mut Trainer) -> anyh
     }
 }
 
-const COLUMNS: [&str; 12] = [
-    "updates",
-    "learning_rate",
-    "total",
-    "one_minus_dsc",
-    "one_minus_dsc_at_rest",
-    "one_minus_ncc",
-    "bending_energy",
-    "adversarial",
-    "adversarial_ratio",
-    "wasserstein",
-    "gradient_norm",
-    "max_displacement_mm",
-];
-
 /// Shows, records and stores what the trainer reports.
 struct Monitor<'a> {
     bar: Phase,
-    losses: LossTable,
-    validation: LossTable,
-    events: EventWriter,
+    tables: Tables,
     saver: BackgroundSaver,
     interrupt: &'a Interrupt,
     stop_after: Option<u64>,
@@ -199,9 +187,7 @@ impl<'a> Monitor<'a> {
             Retention::new(config.checkpoint.keep_last, NonZeroU64::new(config.checkpoint.keep_every))?;
         Ok(Self {
             bar,
-            losses: LossTable::resume(logs.join("losses.csv"), &COLUMNS, next)?,
-            validation: LossTable::resume(logs.join("validation.csv"), &["msd_mm", "best"], next)?,
-            events: EventWriter::create(logs.join("events"), (cursor.iteration > 0).then_some(next))?,
+            tables: Tables::open(logs, next)?,
             saver: BackgroundSaver::new(store, Some(retention)),
             interrupt,
             stop_after: args.stop_after,
@@ -219,26 +205,8 @@ impl<'a> Monitor<'a> {
 
 impl Observer for Monitor<'_> {
     fn iteration(&mut self, report: &IterationReport) -> libjrs::Result<()> {
+        self.tables.iteration(report)?;
         let l = &report.losses;
-        let values = [
-            report.updates as f64,
-            report.learning_rate,
-            f64::from(l.total),
-            f64::from(l.dice),
-            f64::from(l.dice_at_rest),
-            f64::from(l.ncc),
-            f64::from(l.smoothness),
-            f64::from(l.adversarial),
-            f64::from(l.adversarial_ratio),
-            report.wasserstein.map_or(f64::NAN, f64::from),
-            f64::from(l.gradient_norm),
-            f64::from(l.max_displacement),
-        ];
-        self.losses.row(report.iteration, &values)?;
-        let named: Vec<(String, f64)> =
-            COLUMNS.iter().zip(values).map(|(name, v)| (format!("train/{name}"), v)).collect();
-        let scalars: Vec<(&str, f64)> = named.iter().map(|(n, v)| (n.as_str(), *v)).collect();
-        self.events.scalars(report.iteration, &scalars)?;
         if self.adversarial
             && self.iteration.is_multiple_of(100)
             && !(1e-4..=10.0).contains(&l.adversarial_ratio)
@@ -255,8 +223,7 @@ impl Observer for Monitor<'_> {
     }
 
     fn validated(&mut self, report: &ValidationReport) -> libjrs::Result<()> {
-        self.validation.row(report.iteration, &[report.msd_mm, f64::from(u8::from(report.best))])?;
-        self.events.scalars(report.iteration, &[("validation/msd_mm", report.msd_mm)])?;
+        self.tables.validated(report)?;
         tracing::info!(
             iteration = report.iteration,
             msd_mm = report.msd_mm,

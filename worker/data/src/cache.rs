@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use libjrs::model::Preprocessing;
 use libjrs::{Affine, Error, Grid, Result};
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::dataset::{Organ, Split};
+use crate::source::{Folder, Nearby, Source, Verified};
 
 /// File name of the index inside a cache folder.
 pub const INDEX: &str = "prepared.json";
@@ -23,7 +25,7 @@ pub const FORMAT: &str = "jrs-prepared/1";
 /// An opened cache.
 #[derive(Debug, Clone)]
 pub struct Prepared {
-    folder: PathBuf,
+    files: Arc<dyn Verified>,
     /// Name of the dataset, for tables.
     pub name: String,
     /// Spacing of the isotropic working grids, mm.
@@ -131,13 +133,23 @@ impl Prepared {
     /// # Errors
     /// If the preparation did not finish, the index is of another format or damaged, or a file is missing.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
-        let folder = folder.as_ref();
-        let path = folder.join(INDEX);
-        let text = fs::read_to_string(&path).map_err(|e| {
-            Error::io(&path, e, "give a folder that `jrs prepare` finished (the index is written last)")
-        })?;
+        Self::index(Arc::new(Folder(folder.as_ref().to_owned())))
+    }
+
+    /// Opens a cache in `remote`, of which copies are kept nearby.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_remote(remote: Nearby<impl Source + 'static>) -> Result<Self> {
+        Self::index(Arc::new(remote))
+    }
+
+    fn index(files: Arc<dyn Verified>) -> Result<Self> {
+        let source = files.source();
+        let path = source.place(INDEX);
+        let text = source.read(INDEX)?;
         let json_error = |e: serde_json::Error| Error::file(&path, format!("damaged index: {e}"), AGAIN);
-        let value: serde_json::Value = serde_json::from_str(&text).map_err(json_error)?;
+        let value: serde_json::Value = serde_json::from_slice(&text).map_err(json_error)?;
         let format = value.get("format").and_then(|f| f.as_str()).unwrap_or("missing");
         if format != FORMAT {
             let problem = format!("format is `{format}`, and this program reads `{FORMAT}`");
@@ -148,15 +160,15 @@ impl Prepared {
             return Err(Error::file(&path, "the index does not match its own digest", AGAIN));
         }
         for entry in &index.pairs {
-            let file = pair_path(folder, &entry.id);
-            let bytes = fs::metadata(&file).map_err(|e| Error::io(&file, e, AGAIN))?.len();
+            let name = pair_name(&entry.id);
+            let bytes = source.length(&name)?;
             if bytes != entry.bytes {
                 let problem = format!("{bytes} bytes long, and the index says {}", entry.bytes);
-                return Err(Error::file(&file, problem, AGAIN));
+                return Err(Error::file(source.place(&name), problem, AGAIN));
             }
         }
         let Index { name, spacing_mm, clip, organs, pairs, digest, .. } = index;
-        Ok(Self { folder: folder.to_owned(), name, spacing_mm, clip, organs, pairs, digest })
+        Ok(Self { files, name, spacing_mm, clip, organs, pairs, digest })
     }
 
     /// Loads pair number `i` of [`Prepared::pairs`] and checks its hash.
@@ -168,8 +180,9 @@ impl Prepared {
     /// If `i` is not the number of a pair: a bug in the caller.
     pub fn load(&self, i: usize) -> Result<PreparedPair> {
         let entry = &self.pairs[i];
-        let path = pair_path(&self.folder, &entry.id);
-        let bytes = fs::read(&path).map_err(|e| Error::io(&path, e, AGAIN))?;
+        let name = pair_name(&entry.id);
+        let bytes = self.files.fetch(&name, &entry.sha256)?;
+        let path = self.files.source().place(&name);
         let hash = sha256_hex(&bytes);
         if hash != entry.sha256 {
             let problem = format!("SHA-256 is {hash}, and the index says {}", entry.sha256);
@@ -286,7 +299,11 @@ fn json_bytes(value: &impl Serialize) -> Vec<u8> {
 }
 
 fn pair_path(folder: &Path, id: &str) -> PathBuf {
-    folder.join(format!("{id}.safetensors"))
+    folder.join(pair_name(id))
+}
+
+fn pair_name(id: &str) -> String {
+    format!("{id}.safetensors")
 }
 
 fn entry_path(folder: &Path, id: &str) -> PathBuf {
@@ -294,7 +311,7 @@ fn entry_path(folder: &Path, id: &str) -> PathBuf {
 }
 
 /// Writes to a temporary name in the same folder and renames, so that no reader ever sees half a file.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_added_extension(format!("{}.tmp", std::process::id()));
     let attempt = || {
         fs::write(&temporary, bytes)?;

@@ -5,3 +5,4 @@ pub mod dataset;
 pub mod prepare;
 pub mod random;
 pub mod sampling;
+pub mod source;

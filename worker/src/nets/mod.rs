@@ -6,4 +6,4 @@ mod parameters;
 
 pub use critic::critic;
 pub use generator::{BatchStatistics, generator};
-pub use parameters::{Leaves, Parameters, RunningStatistics};
+pub use parameters::{Leaves, Parameters, RunningStatistics, moments};

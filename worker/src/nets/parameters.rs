@@ -190,18 +190,28 @@ impl RunningStatistics {
         Self { blocks }
     }
 
-    /// Moves a tenth of the way to one micro-batch's statistics (momentum 0.1). `batch` has one `[2, channels]`
-    /// tensor per block and `counts` the number of values behind each; the variance becomes the unbiased one,
-    /// as in PyTorch.
-    pub fn update(&mut self, batch: BatchStatistics) {
-        for ([mean, var], (statistics, count)) in self.blocks.iter_mut().zip(batch) {
-            let new: Vec<f32> = statistics.to_data().try_into_vec().expect("statistics are f32");
-            let channels = mean.len();
-            let unbias = count as f32 / (count as f32 - 1.0).max(1.0);
-            for c in 0..channels {
-                mean[c] += BN_MOMENTUM * (new[c] - mean[c]);
-                var[c] += BN_MOMENTUM * (new[channels + c] * unbias - var[c]);
-            }
+    /// Moves a tenth of the way to one micro-batch's statistics (momentum 0.1), as [`moments`] gives them.
+    pub fn update(&mut self, moments: &[f32]) {
+        let mut rest = moments;
+        for running in self.blocks.iter_mut().flatten() {
+            let (new, tail) = rest.split_at(running.len());
+            running.iter_mut().zip(new).for_each(|(running, new)| *running += BN_MOMENTUM * (new - *running));
+            rest = tail;
         }
+        assert!(rest.is_empty(), "one value per running statistic");
     }
+}
+
+/// One micro-batch's statistics on the host: per block the mean and the unbiased variance, as PyTorch keeps it. `batch` has
+/// one `[2, channels]` tensor per block and the number of values behind each.
+pub fn moments(batch: BatchStatistics) -> Vec<f32> {
+    let mut moments = Vec::new();
+    for (statistics, count) in batch {
+        let block: Vec<f32> = statistics.to_data().try_into_vec().expect("statistics are f32");
+        let (mean, var) = block.split_at(block.len() / 2);
+        let unbias = count as f32 / (count as f32 - 1.0).max(1.0);
+        moments.extend_from_slice(mean);
+        moments.extend(var.iter().map(|v| v * unbias));
+    }
+    moments
 }

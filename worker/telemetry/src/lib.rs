@@ -15,3 +15,8 @@ pub mod losses;
 pub mod memory;
 pub mod progress;
 pub mod tensorboard;
+
+/// This machine's name, for people.
+pub fn host_name() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
+}

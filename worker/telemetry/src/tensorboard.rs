@@ -120,7 +120,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 
 /// A file that did not exist before; a number is appended if the run resumed within the same second.
 fn new_file(folder: &Path) -> Result<(PathBuf, File)> {
-    let host = gethostname::gethostname().to_string_lossy().replace(['/', '\0'], "_");
+    let host = crate::host_name().replace(['/', '\0'], "_");
     let name = format!("events.out.tfevents.{:010}.{host}", seconds_since_1970() as u64);
     let names = std::iter::once(name.clone()).chain((1..).map(|number| format!("{name}.{number}")));
     for name in names {

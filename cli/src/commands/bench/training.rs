@@ -3,8 +3,10 @@
 use super::{Bench, five_balls, wave};
 use burn::tensor::Device;
 use jrs_data::sampling::{Patch, SampleId};
+use jrs_worker::collective::Alone;
 use jrs_worker::config::{System, TrainConfig};
 use jrs_worker::gan::Gan;
+use jrs_worker::step::{Group, Share};
 
 /// Critic updates, then one of the generator, on one pair of patches of `size` voxels in both directions; the
 /// paper's losses and RMSProp.
@@ -20,10 +22,12 @@ pub fn step(system: System, size: usize, critic_steps: u64) -> libjrs::Result<Be
         name: format!("{} iteration, patch {size}^3{critic}", system.name()),
         flops: None,
         run: Box::new(move || {
+            let share = Share::whole(&patches, 1);
+            let mut group = Group { collective: &mut Alone, watch: &() };
             for _ in 0..critic_steps {
-                gan.update_critic(&patches, 0.0);
+                gan.update_critic(&share, 0.0, &mut group).expect("alone, nobody is lost");
             }
-            gan.update_generator(&patches, 0.0);
+            gan.update_generator(&share, 0.0, &mut group).expect("alone, nobody is lost");
             Ok(())
         }),
     })

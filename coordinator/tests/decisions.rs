@@ -1,0 +1,276 @@
+//! The decisions under random events: of honest workers in a world full of faults, and of anybody at all.
+
+use std::time::Duration;
+
+use jrs_coordinator::decision::{Arrival, Event, Phase, Policy, Predecessor, Standing, State, WorkerId};
+use jrs_coordinator::plan::MicroBatches;
+use jrs_coordinator::simulation::{Checker, Fault, Pace, World};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+fn cut() -> MicroBatches {
+    MicroBatches::new(16, 8).unwrap()
+}
+
+fn world(workers: usize, seed: u64) -> World {
+    let mut world = World::new(Policy::new(workers), cut(), Pace::default(), workers, seed);
+    world.pass(Duration::from_secs(20));
+    assert!(world.is_whole(), "{:?}", world.state());
+    world
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    let which = 0..16_usize;
+    prop_oneof![
+        4 => which.clone().prop_map(Fault::Kill),
+        3 => (which.clone(), 100..20_000_u64).prop_map(|(w, ms)| Fault::Freeze(w, Duration::from_millis(ms))),
+        3 => which.clone().prop_map(Fault::Cut),
+        1 => which.prop_map(Fault::Leave),
+        2 => Just(Fault::Join),
+        2 => Just(Fault::Coordinator),
+        1 => Just(Fault::Store),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_no_step_is_lost_and_everyone_works_again(
+        workers in 2..7_usize,
+        seed: u64,
+        faults in prop::collection::vec((0..8_000_u64, fault()), 1..30),
+    ) {
+        let mut world = world(workers, seed);
+        for (wait, fault) in faults {
+            world.fault(fault);
+            world.pass(Duration::from_millis(wait));
+        }
+        world.pass(Duration::from_secs(150));
+        prop_assert_eq!(world.violations(), &[] as &[String]);
+        prop_assert_eq!(world.report().lost_steps, 0);
+        prop_assert!(world.is_whole(), "{:?}", world.state());
+        let before = world.report().steps;
+        world.pass(Duration::from_secs(10));
+        prop_assert!(world.report().steps >= before + 9, "{:?}", world.state());
+    }
+
+    /// Workers that lie, the store that fails, events in any order: nothing may panic, and what the checker knows
+    /// holds all the same.
+    #[test]
+    fn nobody_can_make_it_break_its_rules(
+        adopts: bool,
+        events in prop::collection::vec((0..3_000_u64, any_event()), 1..300),
+    ) {
+        let members = (0..4).map(worker).collect();
+        let predecessor = adopts.then_some(Predecessor { generation: 3, members });
+        let mut state = State::new(Policy::new(2), cut(), 4, predecessor, Duration::ZERO);
+        let (mut checker, mut now, mut asked) = (Checker::new(cut()), Duration::ZERO, 0);
+        for (wait, event) in events {
+            now += Duration::from_millis(wait);
+            let event = match event {
+                Event::Claimed { .. } if asked == 0 => Event::Tick,
+                Event::Claimed { .. } => {
+                    checker.claimed(asked);
+                    Event::Claimed { number: std::mem::take(&mut asked) }
+                }
+                other => other,
+            };
+            let (next, effects) = state.step(event, now);
+            state = next;
+            for effect in effects {
+                checker.observe(&effect);
+                if let jrs_coordinator::decision::Action::Claim { number, .. } = effect.action {
+                    asked = number;
+                }
+            }
+        }
+        prop_assert_eq!(checker.violations, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_dead_worker_costs_seconds() {
+    let mut world = world(4, 1);
+    for which in 0..20 {
+        world.fault(Fault::Kill(which));
+        world.pass(Duration::from_secs(40));
+    }
+    let slowest = world.report().recoveries.iter().max().unwrap();
+    assert_eq!(world.report().recoveries.len(), 20);
+    assert!(*slowest < Duration::from_secs(5), "{slowest:?}");
+    assert_eq!(world.violations(), &[] as &[String]);
+}
+
+#[test]
+fn a_frozen_worker_is_put_out_and_comes_back_as_another() {
+    let mut world = world(3, 2);
+    world.fault(Fault::Freeze(1, Duration::from_secs(30)));
+    world.pass(Duration::from_secs(15));
+    assert_eq!(world.evictions(), 1);
+    assert_eq!(world.state().unwrap().ranks().len(), 2);
+    let recovery = world.report().recoveries[0];
+    assert!(recovery < Duration::from_secs(10), "{recovery:?}");
+    world.pass(Duration::from_secs(40));
+    assert!(world.is_whole());
+    assert_eq!(world.state().unwrap().ranks().len(), 3);
+}
+
+#[test]
+fn a_lost_coordinator_costs_nothing() {
+    let mut world = world(4, 3);
+    let generation = world.state().unwrap().generation();
+    let before = world.report().steps;
+    world.fault(Fault::Coordinator);
+    world.pass(Duration::from_secs(20));
+    assert_eq!(world.report().steps, before + 20, "steps went on");
+    assert_eq!(world.state().unwrap().generation(), generation, "they were adopted as they were");
+    assert!(world.state().unwrap().claimed() > generation);
+}
+
+#[test]
+fn a_member_that_nobody_reaches_is_put_out() {
+    let mut state = State::new(Policy::new(3), cut(), 1, None, Duration::ZERO);
+    let mut now = Duration::ZERO;
+    let mut step = |event: Event, millis: u64| {
+        now += Duration::from_millis(millis);
+        let (next, mut effects) = state.clone().step(event, now);
+        state = next;
+        // The store says yes.
+        let asked: Vec<u64> = effects
+            .iter()
+            .filter_map(|effect| match effect.action {
+                jrs_coordinator::decision::Action::Claim { number, .. } => Some(number),
+                _ => None,
+            })
+            .collect();
+        for number in asked {
+            let (next, more) = state.clone().step(Event::Claimed { number }, now);
+            state = next;
+            effects.extend(more);
+        }
+        (state.generation(), state.ranks().len(), effects)
+    };
+    for number in 0..3 {
+        let arrival = Arrival {
+            worker: worker(number),
+            connection: u64::from(number),
+            address: format!("host-{number}:7000"),
+            standing: Standing::Idle,
+            generation: 0,
+            updates: None,
+        };
+        step(Event::Attached(arrival), 1);
+    }
+    // Worker 2 reaches nobody, nobody reaches it, and all of them reach the coordinator.
+    for _ in 0..2 {
+        let generation = step(Event::Tick, 1).0;
+        let mut failed = |who: u8, suspects: Vec<WorkerId>| {
+            let reason = "no connection".to_owned();
+            step(Event::Failed { worker: worker(who), generation, updates: 0, suspects, reason }, 10)
+        };
+        failed(0, vec![worker(2)]);
+        failed(1, vec![worker(2)]);
+        failed(2, vec![worker(0), worker(1)]);
+    }
+    let (_, ranks, _) = step(Event::Tick, 1);
+    assert_eq!(ranks, 2);
+    assert!(state.is_fenced(worker(2)) && !state.is_fenced(worker(0)));
+}
+
+/// Six micro-batches on four workers: shares of one and two. Twice the work in two micro-batches is no straggler.
+#[test]
+fn stragglers_are_judged_by_the_micro_batch() {
+    let cut = MicroBatches::new(6, 6).unwrap();
+    let mut state = State::new(Policy::new(4), cut, 1, None, Duration::ZERO);
+    for number in 0..4 {
+        let arrival = Arrival {
+            worker: worker(number),
+            connection: 0,
+            address: "host:7000".to_owned(),
+            standing: Standing::Idle,
+            generation: 0,
+            updates: None,
+        };
+        state = state.step(Event::Attached(arrival), Duration::ZERO).0;
+    }
+    state = state.step(Event::Claimed { number: 2 }, Duration::ZERO).0;
+    let shares: Vec<usize> = state.workers().iter().map(|worker| worker.micro_batches).collect();
+    assert_eq!(shares, [1, 2, 1, 2]);
+    for (number, seconds) in [(0, 1), (1, 2), (2, 2), (3, 2)] {
+        let heartbeat = Event::Heartbeat {
+            worker: worker(number),
+            generation: 2,
+            updates: 1,
+            phase: Phase::Work,
+            in_phase: Duration::ZERO,
+            compute: Duration::from_secs(seconds),
+        };
+        state = state.step(heartbeat, Duration::from_secs(4)).0;
+    }
+    state = state.step(Event::Tick, Duration::from_secs(6)).0;
+    let slow: Vec<bool> = state.workers().iter().map(|worker| worker.straggler).collect();
+    assert_eq!(slow, [false, false, true, false]);
+}
+
+fn worker(number: u8) -> WorkerId {
+    Uuid::from_u128(u128::from(number) + 1)
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let who = || (0..8_u8).prop_map(worker);
+    let standing = prop_oneof![
+        Just(Standing::Joining),
+        Just(Standing::Idle),
+        Just(Standing::Stepping),
+        Just(Standing::Completed)
+    ];
+    let arrival = (who(), 0..4_u64, standing, 0..8_u64, prop::option::of(0..50_u64)).prop_map(
+        |(worker, connection, standing, generation, updates)| {
+            let address = format!("host-{}:1", worker.as_u128() % 3);
+            Event::Attached(Arrival { worker, connection, address, standing, generation, updates })
+        },
+    );
+    let phase = prop_oneof![Just(Phase::Idle), Just(Phase::Reduce), Just(Phase::Work), Just(Phase::Long)];
+    let heartbeat = (who(), 0..8_u64, 0..50_u64, phase, 0..100_000_u64).prop_map(
+        |(worker, generation, updates, phase, millis)| Event::Heartbeat {
+            worker,
+            generation,
+            updates,
+            phase,
+            in_phase: Duration::from_millis(millis),
+            compute: Duration::from_millis(millis),
+        },
+    );
+    let stopped =
+        (who(), 0..8_u64, 0..50_u64, any::<bool>()).prop_map(|(worker, generation, updates, leaving)| {
+            Event::Stopped { worker, generation, updates, leaving }
+        });
+    let failed = (who(), 0..8_u64, 0..50_u64, prop::collection::vec(who(), 0..4)).prop_map(
+        |(worker, generation, updates, suspects)| Event::Failed {
+            worker,
+            generation,
+            updates,
+            suspects,
+            reason: "so it says".to_owned(),
+        },
+    );
+    prop_oneof![
+        8 => arrival,
+        3 => (who(), 0..4_u64).prop_map(|(worker, connection)| Event::Detached { worker, connection }),
+        6 => who().prop_map(|worker| Event::Ready { worker }),
+        4 => heartbeat,
+        2 => (who(), 0..8_u64, 0..50_u64).prop_map(|(worker, generation, updates)| Event::Committed {
+            worker, generation, updates, took: Duration::from_millis(20)
+        }),
+        4 => stopped,
+        4 => failed,
+        1 => who().prop_map(|worker| Event::Leaving { worker }),
+        1 => (who(), 0..8_u64).prop_map(|(worker, generation)| Event::Completed {
+            worker, generation, outcome: "finished".to_owned()
+        }),
+        8 => Just(Event::Claimed { number: 0 }),
+        1 => Just(Event::ClaimFailed { reason: "503".to_owned() }),
+        8 => Just(Event::Tick),
+    ]
+}

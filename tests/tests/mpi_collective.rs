@@ -1,0 +1,116 @@
+//! The TCP collective against MPI (MPICH) on the same buffers: equal results, and time as a ratio.
+
+use jrs_worker::collective::Collective;
+use jrs_worker::collective::tcp::{Abort, Group, Rendezvous};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const RANKS: usize = 2;
+/// About the generator's gradient.
+const VALUES: usize = 500_000;
+const REPEATS: usize = 15;
+
+fn value(rank: usize, i: usize) -> i64 {
+    let (i, rank) = (i as u64, rank as u64);
+    ((i * 2_654_435_761 + rank * 40_503 + 1) % (1 << 40)) as i64 - (1 << 39)
+}
+
+/// Results and median milliseconds of the sum and the maximum.
+type Reduced = (Vec<i64>, Vec<i32>, [f64; 2]);
+
+#[test]
+fn equal_to_mpi() {
+    let Some(theirs) = mpi() else { return };
+    let ours = ours();
+    assert!(ours.0 == theirs.0, "sums differ");
+    assert!(ours.1 == theirs.1, "maxima differ");
+    for (what, k, bytes) in [("sum of i64", 0, 8), ("maximum of i32", 1, 4)] {
+        // What a ring sends at least; ours adds a header of 41 bytes to each of 2 (N-1) messages.
+        let least = 2 * (RANKS - 1) * VALUES * bytes / RANKS;
+        let sent = least + 2 * (RANKS - 1) * 41;
+        eprintln!(
+            "{what}, {RANKS} ranks, {VALUES} values: {:.2} ms, MPICH {:.2} ms, ratio {:.2}; {sent} bytes a rank, {:.5} of the \
+             least that a ring needs",
+            ours.2[k],
+            theirs.2[k],
+            ours.2[k] / theirs.2[k],
+            sent as f64 / least as f64
+        );
+    }
+}
+
+/// `None`, after saying so, where there is no MPI.
+fn mpi() -> Option<Reduced> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("reference/mpi_allreduce.c");
+    let (program, results) = (folder.join("mpi_allreduce"), folder.join("mpi_allreduce.bin"));
+    match Command::new("mpicc").args(["-O2", "-o"]).arg(&program).arg(source).output() {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Err(error) => {
+            eprintln!("SKIPPED: mpicc: {error} (Debian: mpich, libmpich-dev)");
+            return None;
+        }
+    }
+    let output = Command::new("mpiexec")
+        .args(["-n", &RANKS.to_string()])
+        .arg(&program)
+        .arg(&results)
+        .arg(VALUES.to_string())
+        .output()
+        .expect("MPICH brings mpiexec");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let times: Vec<f64> = printed.split_whitespace().map(|ms| ms.parse().expect("milliseconds")).collect();
+    let bytes = std::fs::read(&results).expect("rank 0 wrote it");
+    let (sums, maxima) = bytes.split_at(8 * VALUES);
+    let sums = sums.chunks_exact(8).map(|b| i64::from_ne_bytes(b.try_into().expect("eight"))).collect();
+    let maxima = maxima.chunks_exact(4).map(|b| i32::from_ne_bytes(b.try_into().expect("four"))).collect();
+    Some((sums, maxima, [times[0], times[1]]))
+}
+
+fn ours() -> Reduced {
+    let listeners: Vec<_> = (0..RANKS).map(|_| Rendezvous::listen("127.0.0.1:0").unwrap()).collect();
+    let addresses: Vec<_> = listeners.iter().map(|l| l.address().to_string()).collect();
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = listeners
+            .iter()
+            .enumerate()
+            .map(|(rank, listener)| {
+                let group = Group {
+                    run: "mpi".into(),
+                    generation: 1,
+                    key: b"key".to_vec(),
+                    rank,
+                    addresses: addresses.clone(),
+                };
+                scope.spawn(move || reduce(rank, listener, &group))
+            })
+            .collect();
+        let results: Vec<Reduced> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+        results.into_iter().next().expect("there is a rank 0")
+    })
+}
+
+fn reduce(rank: usize, listener: &Rendezvous, group: &Group) -> Reduced {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut ring = listener.join(group, deadline, &Abort::default()).unwrap();
+    let (mut sums, mut maxima) = (Vec::new(), Vec::new());
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..REPEATS {
+        sums = (0..VALUES).map(|i| value(rank, i)).collect();
+        maxima = (0..VALUES).map(|i| (value(rank, i) >> 10) as i32).collect();
+        ring.sum(&mut [0]).unwrap(); // all begin together
+        let start = Instant::now();
+        ring.sum(&mut sums).unwrap();
+        let middle = Instant::now();
+        ring.max(&mut maxima).unwrap();
+        times[0].push(1e3 * (middle - start).as_secs_f64());
+        times[1].push(1e3 * middle.elapsed().as_secs_f64());
+    }
+    let median = times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times[REPEATS / 2]
+    });
+    (sums, maxima, median)
+}

@@ -1,0 +1,185 @@
+//! A step shared between ranks: who computes what, and how it becomes one gradient.
+//!
+//! A step has M canonical micro-batches, which belong to the run. A rank computes some of them; gradients are added
+//! exactly, everything else is put in the micro-batches' order. So the result has the same bits whoever computed what.
+
+use crate::collective::{Cause, Collective, Failure, exact_sum};
+use bytemuck::Pod;
+use jrs_data::sampling::Patch;
+use std::ops::Range;
+
+/// One rank's part of a step.
+#[derive(Debug, Clone)]
+pub struct Share<'p> {
+    /// Micro-batches of the step, M.
+    pub count: usize,
+    /// Those of this rank; may be empty.
+    pub mine: Range<usize>,
+    /// Their patches, one micro-batch after the other.
+    pub patches: &'p [Patch],
+}
+
+impl<'p> Share<'p> {
+    /// All of a step's `patches` for one worker, cut into micro-batches of `size`.
+    pub fn whole(patches: &'p [Patch], size: usize) -> Self {
+        let count = patches.len().div_ceil(size);
+        Self { count, mine: 0..count, patches }
+    }
+
+    /// Number and patches of each micro-batch.
+    pub fn micro_batches(&self) -> impl Iterator<Item = (usize, &'p [Patch])> {
+        let size = self.patches.len() / self.mine.len().max(1);
+        self.mine.clone().zip(self.patches.chunks(size.max(1)))
+    }
+}
+
+/// Where a rank is within a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Waiting for patches.
+    Data,
+    /// Computing gradients.
+    Forward,
+    /// Adding them up with the other ranks.
+    Reduce,
+    /// Updating the networks.
+    Apply,
+    /// Everything of the step is done; it is about to count.
+    Commit,
+    /// Judging the generator on validation pairs.
+    Validate,
+}
+
+/// The program around a step: sees where it is, and may wish to stop after it.
+pub trait Watch {
+    /// A phase begins.
+    fn enter(&self, phase: Phase);
+    /// Whether this rank wants all ranks to stop together after this step.
+    fn stop(&self) -> bool;
+}
+
+/// Nobody watches.
+impl Watch for () {
+    fn enter(&self, _: Phase) {}
+
+    fn stop(&self) -> bool {
+        false
+    }
+}
+
+/// The ranks that take a step together, and who watches this one.
+pub struct Group<'g> {
+    /// All ranks.
+    pub collective: &'g mut dyn Collective,
+    /// The program around this one.
+    pub watch: &'g dyn Watch,
+}
+
+/// An update that all ranks made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Updated<L> {
+    /// Mean losses of the micro-batches.
+    pub losses: L,
+    /// Whether a rank wants to stop now.
+    pub stop: bool,
+}
+
+/// What one micro-batch contributes.
+pub struct Contribution {
+    /// Its number in the step.
+    pub micro_batch: usize,
+    /// Gradient for all parameters.
+    pub gradient: Vec<f32>,
+    /// Losses and batch statistics: whatever is combined in order.
+    pub report: Vec<f32>,
+}
+
+/// A step's contributions, combined; the same on every rank.
+pub struct Combined {
+    /// Mean gradient of the micro-batches.
+    pub gradient: Vec<f32>,
+    /// Their reports, in order.
+    pub reports: Vec<Vec<f32>>,
+    /// Whether any rank wants to stop after this step.
+    pub stop: bool,
+}
+
+impl Group<'_> {
+    /// Combines the contributions of all ranks to a step of `count` micro-batches over `parameters` values.
+    ///
+    /// # Errors
+    /// If the collective fails.
+    pub fn combine(
+        &mut self,
+        count: usize,
+        parameters: usize,
+        contributions: &[Contribution],
+    ) -> Result<Combined, Failure> {
+        self.watch.enter(Phase::Reduce);
+        // The wish to stop travels with the exponents, so that all ranks learn of it in the same step.
+        let mut exponents = vec![0; exact_sum::blocks(parameters) + 1];
+        let (wish, blocks) = exponents.split_last_mut().expect("it has at least the wish");
+        *wish = i32::from(self.watch.stop());
+        contributions.iter().for_each(|c| exact_sum::raise_exponents(blocks, &c.gradient));
+        self.collective.max(&mut exponents)?;
+        let stop = exponents.pop() != Some(0);
+
+        let mut sums = vec![0; parameters];
+        contributions.iter().for_each(|c| exact_sum::add(&mut sums, &c.gradient, &exponents, count));
+        self.collective.sum(&mut sums)?;
+
+        let reports = contributions.iter().map(|c| (c.micro_batch, &c.report[..]));
+        let reports = collect(self.collective, count, reports)?;
+        self.watch.enter(Phase::Apply);
+        Ok(Combined { gradient: exact_sum::mean(&sums, &exponents, count), reports, stop })
+    }
+}
+
+/// Values that belong to one of `count` numbered parts of a work, brought together in the order of their numbers.
+///
+/// # Errors
+/// If the collective fails, or the ranks disagree about who computes what.
+pub fn collect<'v, T: Pod>(
+    collective: &mut dyn Collective,
+    count: usize,
+    parts: impl Iterator<Item = (usize, &'v [T])>,
+) -> Result<Vec<Vec<T>>, Failure> {
+    let mut said = Vec::new();
+    for (number, values) in parts {
+        let values: &[u8] = bytemuck::cast_slice(values);
+        said.extend((number as u32).to_le_bytes());
+        said.extend((values.len() as u32).to_le_bytes());
+        said.extend(values);
+    }
+    let mut all = vec![None; count];
+    for (rank, said) in collective.gather(said)?.iter().enumerate() {
+        let mut rest = &said[..];
+        while !rest.is_empty() {
+            let (number, values) = part(&mut rest).ok_or_else(|| unshared(rank, 0, "came cut short"))?;
+            let place = all.get_mut(number).filter(|place| place.is_none());
+            *place.ok_or_else(|| unshared(rank, number, "came twice or is not of this step"))? = Some(values);
+        }
+    }
+    let missing = all.iter().position(Option::is_none);
+    missing.map_or(Ok(()), |number| Err(unshared(0, number, "was computed by no rank")))?;
+    Ok(all.into_iter().flatten().collect())
+}
+
+/// Takes one part off the front of what a rank said.
+fn part<T: Pod>(rest: &mut &[u8]) -> Option<(usize, Vec<T>)> {
+    let mut word = || {
+        let (word, tail) = rest.split_first_chunk::<4>()?;
+        *rest = tail;
+        Some(u32::from_le_bytes(*word) as usize)
+    };
+    let (number, length) = (word()?, word()?);
+    let (values, tail) = rest.split_at_checked(length)?;
+    *rest = tail;
+    length.is_multiple_of(size_of::<T>()).then(|| (number, bytemuck::pod_collect_to_vec(values)))
+}
+
+/// Ranks that disagree about who computes what.
+fn unshared(rank: usize, number: usize, problem: &str) -> Failure {
+    let reason = format!("part {number} of the work {problem}");
+    Failure { cause: Cause::Garbled, suspect: Some(rank), reason }
+}
