@@ -2,7 +2,7 @@
 //!
 //! The figures follow the stages of [`crate::register`] and [`crate::qa`]: which volumes live at the same time. A
 //! test of the C interface holds them against what a process really uses. They are close where images and fields decide,
-//! and an upper bound where the network does ([`IDLE_BUFFERS`]).
+//! and an upper bound where the network does (see `IDLE_BUFFERS`).
 
 use crate::Result;
 use crate::engine::{Engine, Plan};
