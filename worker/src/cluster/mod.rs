@@ -1,9 +1,9 @@
 //! A worker of a training cluster: it attaches to a coordinator, takes part in one generation after the other, and survives
 //! what happens to the others.
 //!
-//! Two threads. The one that called [`run`] trains ([`session`]); it alone touches networks and data. The other ([`control`])
+//! Two threads. The one that called [`run`] trains (`session`); it alone touches networks and data. The other (`control`)
 //! talks to the coordinator, sends heartbeats, and can break off a collective that waits for a dead peer. Between them
-//! lies [`status`].
+//! lies `status`.
 //!
 //! Within a generation no step waits for the coordinator. When the membership is to change, a wish to stop travels with
 //! a step's own exponents, so that all ranks stop behind the same step; when a rank is lost, the step is undone on the others

@@ -2,7 +2,7 @@
 //!
 //! A worker listens at one address for its whole life ([`Rendezvous`]). For each generation it connects to the next rank
 //! and waits for the rank before; both show that they know the generation's key. Messages carry their generation,
-//! step and a checksum ([`frame`]).
+//! step and a checksum (`frame`).
 
 mod frame;
 mod rendezvous;
