@@ -110,15 +110,12 @@ impl Worker {
     pub fn until<T>(&self, wanted: impl Fn(&from_coordinator::Body) -> Option<T>) -> T {
         let (deadline, mut seen) = (Instant::now() + WAIT, Vec::new());
         while Instant::now() < deadline {
-            match self.client.recv_timeout(Duration::from_millis(50)) {
-                Some(Event::Message(message)) => {
-                    let body = message.body.unwrap();
-                    if let Some(found) = wanted(&body) {
-                        return found;
-                    }
-                    seen.push(body);
+            if let Some(Event::Message(message)) = self.client.recv_timeout(Duration::from_millis(50)) {
+                let body = message.body.unwrap();
+                if let Some(found) = wanted(&body) {
+                    return found;
                 }
-                Some(_) | None => {}
+                seen.push(body);
             }
         }
         panic!("only heard {seen:?}");
