@@ -26,6 +26,9 @@ use libjrs::model::Model;
 use libjrs::{Error, Result};
 use std::net::SocketAddr;
 
+/// Opens prepared data at a folder or URL.
+pub type OpenData = dyn Fn(&str) -> Result<Prepared>;
+
 /// How a worker is started.
 pub struct Options {
     /// Where the coordinator is.
@@ -35,7 +38,7 @@ pub struct Options {
     /// Where the prepared data is, if not where the coordinator says.
     pub data: Option<String>,
     /// Opens prepared data at a folder or URL.
-    pub open_data: Box<dyn Fn(&str) -> Result<Prepared>>,
+    pub open_data: Box<OpenData>,
     /// Where the collective listens.
     pub listen: SocketAddr,
     /// What other workers are told to connect to, if not this machine's address towards the coordinator.
