@@ -69,7 +69,7 @@ fn kill(cluster: &mut Cluster, faults: &[&str]) -> Vec<u8> {
         alive.remove(place);
         alive.push((cluster.work(next), next));
         let moment = cluster.moment(victim, "fault injected");
-        wait("the next step", || cluster.is_over() || cluster.commits().iter().any(|c| c.at > moment));
+        wait("the next step", || cluster.is_over() || after_reforming(cluster, moment).is_some());
         let took = recovery(cluster, moment);
         eprintln!("{fault}: the next step was committed after {took:.1} s");
         assert!(took < 10.0, "{fault}: {took:.1} s");
@@ -78,12 +78,16 @@ fn kill(cluster: &mut Cluster, faults: &[&str]) -> Vec<u8> {
     cluster.finish(&alive)
 }
 
-/// Seconds from a moment to the next committed step.
+/// When the first step of a later generation was committed: a survivor may still commit the step in which another died.
+fn after_reforming(cluster: &Cluster, moment: f64) -> Option<f64> {
+    let commits = cluster.commits();
+    let before = commits.iter().filter(|c| c.at <= moment).map(|c| c.generation).max();
+    commits.iter().find(|c| c.at > moment && Some(c.generation) > before).map(|c| c.at)
+}
+
+/// Seconds from a moment to the next step of a new generation.
 fn recovery(cluster: &Cluster, moment: f64) -> f64 {
-    let before =
-        cluster.commits().into_iter().filter(|c| c.at <= moment).map(|c| c.updates).max().unwrap_or(0);
-    let next = cluster.commits().into_iter().find(|c| c.at > moment && c.updates > before);
-    next.expect("the run went on").at - moment
+    after_reforming(cluster, moment).expect("the run went on") - moment
 }
 
 /// A frozen worker is taken for dead; when it thaws, nothing of its old life counts, and it joins again.
