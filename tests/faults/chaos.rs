@@ -2,7 +2,7 @@
 //!
 //! `scripts/chaos` runs this longer: `JRS_CHAOS_STEPS`, `JRS_CHAOS_SEED`.
 
-use crate::cluster::{Cluster, Commit, quick, undisturbed, wait};
+use crate::cluster::{Cluster, Commit, alone, quick, undisturbed, wait};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,7 @@ impl Dice {
 
 #[test]
 fn random_failures_change_nothing() {
+    let _alone = alone();
     let steps = from_environment("JRS_CHAOS_STEPS", 60);
     let mut dice = Dice(from_environment("JRS_CHAOS_SEED", 1) | 1 << 40);
     let config = quick(steps);

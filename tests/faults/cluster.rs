@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The longest that anything here may take, on a machine that does other things too.
@@ -27,6 +27,12 @@ pub fn quick(steps: u64) -> String {
          generator = {{ rule = \"adam\", learning_rate = 1e-3 }}\n\
          validation = {{ every = 0 }}\ncheckpoint = {{ every = 10 }}\n"
     )
+}
+
+/// One test at a time: recovery is timed, and a cluster fills the machine.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The command, ready for arguments.

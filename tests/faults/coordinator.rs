@@ -1,6 +1,6 @@
 //! Coordinators that die, compete, hang or are moved, and peers that have no business here.
 
-use crate::cluster::{Cluster, cache, folder, jrs, quick, send, undisturbed, wait};
+use crate::cluster::{Cluster, alone, cache, folder, jrs, quick, send, undisturbed, wait};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,6 +17,7 @@ fn expected() -> &'static [u8] {
 /// Someone starts a second one while the first leads: it finds out, says so and ends with "try again".
 #[test]
 fn a_second_coordinator_ends() {
+    let _alone = alone();
     let mut cluster = Cluster::new("second-coordinator", &quick(STEPS));
     cluster.coordinate(2);
     let workers = [cluster.work(""), cluster.work("")];
@@ -30,6 +31,7 @@ fn a_second_coordinator_ends() {
 /// The leader hangs, another one takes over, and the leader wakes up: it must find out that it leads no more.
 #[test]
 fn a_leader_that_was_superseded_ends() {
+    let _alone = alone();
     let mut cluster = Cluster::new("superseded", &quick(STEPS));
     cluster.coordinate(2);
     let workers = [cluster.work(""), cluster.work("")];
@@ -57,6 +59,7 @@ fn a_leader_that_was_superseded_ends() {
 /// A scheduler moves the coordinator: SIGTERM ends it with 143, workers go on, and the next one adopts them.
 #[test]
 fn a_moved_coordinator() {
+    let _alone = alone();
     let mut cluster = Cluster::new("moved-coordinator", &quick(STEPS));
     cluster.coordinate(2);
     let workers = [cluster.work(""), cluster.work("")];
@@ -76,6 +79,7 @@ fn a_moved_coordinator() {
 /// Ctrl-C on the coordinator stops the whole run, with the state saved; it goes on later.
 #[test]
 fn a_run_stopped_from_the_coordinator() {
+    let _alone = alone();
     let mut cluster = Cluster::new("ctrl-c", &quick(STEPS));
     cluster.coordinate(2);
     let workers = [cluster.work(""), cluster.work("")];
@@ -95,6 +99,7 @@ fn a_run_stopped_from_the_coordinator() {
 /// Certificates of another authority, the wrong token, another run: not let in, and the run does not suffer.
 #[test]
 fn who_does_not_belong_is_refused() {
+    let _alone = alone();
     let root = folder("certificates");
     let (ours, theirs) = (Authority::new(&root, "ours"), Authority::new(&root, "theirs"));
     let token = root.join("token");
@@ -138,6 +143,7 @@ fn who_does_not_belong_is_refused() {
 /// What no coordinator can work with ends with 78, and names the file.
 #[test]
 fn a_configuration_that_cannot_work() {
+    let _alone = alone();
     let root = folder("bad-coordinator");
     let config = root.join("run.toml");
     std::fs::write(&config, quick(2)).unwrap();

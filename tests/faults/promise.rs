@@ -1,6 +1,6 @@
 //! The same configuration gives the same model, whatever the number of workers, joins, losses and resumes.
 
-use crate::cluster::{Cluster, GAN, GAN_STEPS, quick, undisturbed, wait};
+use crate::cluster::{Cluster, GAN, GAN_STEPS, alone, quick, undisturbed, wait};
 use std::sync::OnceLock;
 
 /// What the disturbed runs of [`GAN`] must end with.
@@ -11,6 +11,7 @@ fn expected() -> &'static [u8] {
 
 #[test]
 fn any_number_of_workers() {
+    let _alone = alone();
     let mut tables = Vec::new();
     for count in 1..=4 {
         let mut cluster = Cluster::new(&format!("{count}-workers"), GAN);
@@ -25,6 +26,7 @@ fn any_number_of_workers() {
 /// Kill -9 of the first rank in critic and generator updates, again and again; each dead worker is replaced.
 #[test]
 fn killed_first_ranks() {
+    let _alone = alone();
     let faults = [
         "kill@rank=0,step=0,phase=reduce",
         "kill@rank=0,step=2,phase=commit",
@@ -32,25 +34,27 @@ fn killed_first_ranks() {
         "kill@rank=0,step=5,phase=save",
     ];
     let mut cluster = Cluster::new("killed-first-ranks", GAN);
-    let model = kill(&mut cluster, &faults);
+    // A step takes seconds here, and it is replayed; `killed_joiners` has the quick steps by which 10 s are promised.
+    let model = kill(&mut cluster, &faults, 30.0);
     assert!(model == expected(), "the model differs");
 }
 
 /// Kill -9 of a rank that has just joined, in every phase of its first step.
 #[test]
 fn killed_joiners() {
+    let _alone = alone();
     let faults =
         ["data", "forward", "reduce", "apply", "commit"].map(|phase| format!("kill@rank=1,phase={phase}"));
     let faults: Vec<&str> = std::iter::once("").chain(faults.iter().map(String::as_str)).collect();
     let config = quick(60);
     let mut cluster = Cluster::new("killed-joiners", &config);
-    let model = kill(&mut cluster, &faults);
+    let model = kill(&mut cluster, &faults, 10.0);
     assert!(model == undisturbed("undisturbed-60-joiners", &config), "the model differs");
 }
 
-/// Two workers at a time, with these faults; for each that dies another one comes, at last some without a fault. Returns
-/// the model.
-fn kill(cluster: &mut Cluster, faults: &[&str]) -> Vec<u8> {
+/// Two workers at a time, with these faults; for each that dies another one comes, at last some without a fault. The next
+/// step of a new generation is committed within `limit` seconds. Returns the model.
+fn kill(cluster: &mut Cluster, faults: &[&str], limit: f64) -> Vec<u8> {
     cluster.coordinate(2);
     let mut coming = faults.iter().copied().chain(["", ""]);
     let mut alive = Vec::new();
@@ -72,7 +76,7 @@ fn kill(cluster: &mut Cluster, faults: &[&str]) -> Vec<u8> {
         wait("the next step", || cluster.is_over() || after_reforming(cluster, moment).is_some());
         let took = recovery(cluster, moment);
         eprintln!("{fault}: the next step was committed after {took:.1} s");
-        assert!(took < 10.0, "{fault}: {took:.1} s");
+        assert!(took < limit, "{fault}: {took:.1} s");
     }
     let alive: Vec<usize> = alive.into_iter().map(|(worker, _)| worker).collect();
     cluster.finish(&alive)
@@ -93,6 +97,7 @@ fn recovery(cluster: &Cluster, moment: f64) -> f64 {
 /// A frozen worker is taken for dead; when it thaws, nothing of its old life counts, and it joins again.
 #[test]
 fn a_frozen_worker() {
+    let _alone = alone();
     let config = quick(40);
     let mut cluster = Cluster::new("frozen", &config);
     cluster.coordinate(2);
@@ -114,6 +119,7 @@ fn a_frozen_worker() {
 /// Workers step on without a coordinator, and its successor finds them.
 #[test]
 fn a_killed_coordinator() {
+    let _alone = alone();
     let config = quick(60);
     let mut cluster = Cluster::new("coordinator", &config);
     cluster.coordinate(2);
@@ -134,6 +140,7 @@ fn a_killed_coordinator() {
 /// One joins, one leaves when asked (SIGTERM), and the run goes on in between.
 #[test]
 fn workers_come_and_go() {
+    let _alone = alone();
     let config = quick(40);
     let mut cluster = Cluster::new("come-and-go", &config);
     cluster.coordinate(1);
@@ -152,6 +159,7 @@ fn workers_come_and_go() {
 /// All leave with the state saved; another number of workers goes on.
 #[test]
 fn stopped_and_resumed_by_others() {
+    let _alone = alone();
     let mut cluster = Cluster::new("resumed", GAN);
     cluster.coordinate(3);
     let workers: Vec<usize> = (0..3).map(|_| cluster.work("")).collect();
