@@ -52,11 +52,10 @@ impl Voxels {
     fn during_judgement(&self) -> usize {
         // Scans, field, warped scan, body mask.
         let kept = SCALAR * self.moving + (2 * SCALAR + VECTOR + 1) * self.fixed + VECTOR * self.working;
-        // The field without the affine, the zero field, the Jacobian; masks while the scans are compared.
-        let judged = (2 * VECTOR + SCALAR + 2) * self.fixed;
-        // The backward field; the total field and the errors in the body.
-        let both =
-            if self.directions == 2 { VECTOR * self.moving + (VECTOR + SCALAR) * self.fixed } else { 0 };
+        // The field without the affine, its lengths in the body, the Jacobian.
+        let judged = (VECTOR + 2 * SCALAR) * self.fixed;
+        // The backward field; the errors in the body.
+        let both = if self.directions == 2 { VECTOR * self.moving + SCALAR * self.fixed } else { 0 };
         kept + judged + both
     }
 }
