@@ -73,6 +73,8 @@ def elastix(fixed, moving, out, threads):
     import itk
 
     os.makedirs(out, exist_ok=True)
+    fixed, moving, out = map(os.path.abspath, (fixed, moving, out))
+    os.chdir(out)  # transformix leaves the field where it is started
     images = [itk.imread(f, itk.F) for f in (fixed, moving)]
     parameters = itk.ParameterObject.New()
     common = {"MaximumNumberOfIterations": "100", "NumberOfSpatialSamples": "2000", "NewSamplesEveryIteration": "true",
