@@ -168,7 +168,7 @@ mod tests {
     use super::*;
     use crate::Error;
 
-    fn images(size: [usize; 3]) -> [Vec<f32>; 2] {
+    pub(super) fn images(size: [usize; 3]) -> [Vec<f32>; 2] {
         let n: usize = size.iter().product();
         let wave =
             |i: usize, s: f32| ((i % 97) as f32 * 0.31 + s).sin() * ((i / 97) as f32 * 0.013 + s).cos();

@@ -75,6 +75,7 @@ impl Engine for Bf16Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::tests::images;
     use crate::engine::{CpuEngine, cpu::reference_weights, infer};
     use crate::progress::Progress;
 
@@ -83,13 +84,6 @@ mod tests {
             eprintln!("SKIPPED: this processor has no AMX, only the emulated unit is tested");
         }
         std::iter::once(Unit::Emulated).chain(Unit::hardware()).collect()
-    }
-
-    fn images(size: [usize; 3]) -> [Vec<f32>; 2] {
-        let n: usize = size.iter().product();
-        let wave =
-            |i: usize, s: f32| ((i % 97) as f32 * 0.31 + s).sin() * ((i / 97) as f32 * 0.013 + s).cos();
-        [0.0, 0.7].map(|s| (0..n).map(|i| wave(i, s)).collect())
     }
 
     /// Against f32, which agrees with PyTorch: thirteen layers of 8 bits each.
