@@ -54,6 +54,24 @@ pub enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// True if this processor can compute so.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::F32 => true,
+            Self::Bf16 => Bf16Engine::available(),
+        }
+    }
+
+    /// As a record of what ran has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
 /// The engine on the CPU for a trained generator.
 ///
 /// # Errors
