@@ -77,7 +77,7 @@ pub fn run(model: Option<&Model>, suite: &Suite, started: &dyn Fn(&str)) -> Resu
     let mut cases = Vec::new();
     for case in &CASES {
         started(case.name);
-        cases.push(judge::judge(case, &scene, model, suite)?);
+        cases.push(judge::run(case, &scene, model, suite)?);
     }
     Ok(Report {
         passed: cases.iter().all(Outcome::passed),
