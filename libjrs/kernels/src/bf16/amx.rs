@@ -64,13 +64,15 @@ pub(super) fn with_tiles<R>(work: impl FnOnce() -> R) -> R {
 /// [`super::convolve`]'s way from sums to the next layer's voxels.
 ///
 /// # Safety
-/// The processor must have AVX-512 with bf16. `to` has room for 16 values at each of `count` places, `stride` apart.
+/// The processor must have AVX-512 with bf16. `high`, and `low` if there is one, have room for 16 values at each of `count` places,
+/// `stride` apart.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(super) unsafe fn store_voxels(
     sums: &[f32; ROWS * 16],
     act: &Lanes<'_>,
     count: usize,
-    to: &mut [u16],
+    high: &mut [u16],
+    mut low: Option<&mut [u16]>,
     stride: usize,
 ) {
     use std::arch::x86_64::*;
@@ -81,8 +83,17 @@ pub(super) unsafe fn store_voxels(
         for (row, voxel) in sums.as_chunks::<16>().0.iter().enumerate().take(count) {
             let value = _mm512_add_ps(_mm512_loadu_ps(voxel.as_ptr()), bias);
             let active = _mm512_max_ps(value, _mm512_mul_ps(slope, value));
-            let rounded = _mm512_cvtneps_pbh(_mm512_fmadd_ps(scale, active, shift));
-            to.as_mut_ptr().add(row * stride).cast::<__m256bh>().write_unaligned(rounded);
+            let value = _mm512_fmadd_ps(scale, active, shift);
+            let rounded = _mm512_cvtneps_pbh(value);
+            high.as_mut_ptr().add(row * stride).cast::<__m256bh>().write_unaligned(rounded);
+            if let Some(low) = &mut low {
+                let bits = _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(rounded));
+                let left = _mm512_sub_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)));
+                low.as_mut_ptr()
+                    .add(row * stride)
+                    .cast::<__m256bh>()
+                    .write_unaligned(_mm512_cvtneps_pbh(left));
+            }
         }
     }
 }
