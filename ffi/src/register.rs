@@ -381,10 +381,17 @@ impl<'a> Task<'a> {
             structures.push(structure.on(&moving.grid)?);
         }
         let options = RegisterOptions { max_bytes: budget, ..self.options.clone() };
-        let engine = engine.as_deref();
         let preprocessing = self.preprocessing();
         let (mut done, ()) =
-            register_with(engine, &preprocessing, &fixed, &moving, &options, progress, |_| ())?;
+            register_with(engine.as_deref(), &preprocessing, &fixed, &moving, &options, progress, |_| ())?;
+        let device = Device {
+            name: engine.as_ref().map_or("CPU".into(), |e| e.name()),
+            // Refinement has one precision.
+            precision: engine.as_ref().map_or(Precision::F32, |_| options.precision).name().into(),
+            threads: means.pool.current_num_threads(),
+            is_deterministic: true,
+        };
+        drop(engine); // and its buffers
         done.warnings.extend(structures.iter_mut().filter_map(|s| s.warning.take()));
 
         progress.step("judge", 0, 1)?;
@@ -398,13 +405,6 @@ impl<'a> Task<'a> {
             assess_registration([&fixed, &moving], &done, organs, preprocessing.spacing_mm, &self.limits)?;
         progress.step("judge", 1, 1)?;
 
-        let device = Device {
-            name: engine.map_or("CPU".into(), Engine::name),
-            // Refinement has one precision.
-            precision: engine.map_or(Precision::F32, |_| options.precision).name().into(),
-            threads: means.pool.current_num_threads(),
-            is_deterministic: true,
-        };
         let mut record = Record::new(&done, self.model, device);
         record.options = self.options_record();
         record.inputs.insert("fixed".into(), InputRecord::new(&fixed));

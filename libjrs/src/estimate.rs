@@ -1,8 +1,7 @@
 //! What a registration will take, before it is begun: memory and the number of tiles.
 //!
 //! The figures follow the stages of [`crate::register`] and [`crate::qa`]: which volumes live at the same time. A
-//! test of the C interface holds them against what a process really uses. They are close where images and fields decide,
-//! and an upper bound where the network does (see `IDLE_BUFFERS`).
+//! test of the C interface holds them against what a process really uses.
 
 use crate::Result;
 use crate::engine::{Engine, Plan};
@@ -16,7 +15,7 @@ use crate::resample::working_grid;
 pub struct Estimate {
     /// Most memory in use at one time, bytes; volumes that the caller holds are not counted.
     pub bytes: usize,
-    /// What the engine says that one tile has in use, bytes; see [`Engine::bytes`].
+    /// What the engine holds for the largest tile, bytes; see [`Engine::bytes`].
     pub tile_bytes: usize,
     /// Runs of the network in one direction.
     pub tiles: usize,
@@ -24,9 +23,6 @@ pub struct Estimate {
     pub network_voxels: usize,
 }
 
-/// The CPU engine keeps idle buffers for its next layers, which [`Engine::bytes`] does not count. Measured, it holds
-/// 1.2 to 2.5 times as much, rising and falling with the size; this is the upper end.
-const IDLE_BUFFERS: f64 = 2.5;
 /// Bytes per voxel that refinement works on at its finest resolution: displacement, sums of the NCC, gradients.
 const REFINEMENT: usize = 20 * SCALAR;
 /// Bytes of an f32 voxel and of a vector of three.
@@ -89,9 +85,8 @@ pub fn estimate(
         found.network_voxels =
             directions * plan.tiles.iter().map(|t| t.input_size().iter().product::<usize>()).sum::<usize>();
         found.tile_bytes = engine.bytes(largest);
-        let held = (IDLE_BUFFERS * found.tile_bytes as f64) as usize;
         let inputs = 2 * SCALAR * largest.iter().product::<usize>();
-        found.bytes = found.bytes.max(voxels.during_network() + held + inputs);
+        found.bytes = found.bytes.max(voxels.during_network() + found.tile_bytes + inputs);
     }
     Ok(found)
 }

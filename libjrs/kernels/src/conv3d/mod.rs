@@ -35,6 +35,7 @@ mod winograd;
 use rayon::prelude::*;
 
 use crate::Isa;
+use crate::pool::Ledger;
 use correlate::{Correlation, Placement};
 
 /// Shape of a convolution. Tensors are `[batch, channel, z, y, x]`, weights `[c_out, c_in, kz, ky, kx]`.
@@ -173,8 +174,32 @@ impl Conv3d {
         self.check_epilogue(bias, epilogue);
         assert!(first + depth <= planes, "planes {first} to {} of {planes}", first + depth);
         assert_eq!(y.len(), self.batch * self.c_out * planes * height * width, "output");
+        run(
+            &self.on_planes(first, planes),
+            x,
+            |co, ci, [kz, ky, kx]| weight[self.weight_index(co, ci, kz, ky, kx)],
+            bias,
+            epilogue,
+            y,
+        );
+    }
+
+    /// What [`Conv3d::forward_planes`] takes from [`crate::pool::SCRATCH`] on so many threads, in the ledger of that pool.
+    pub fn scratch(&self, threads: usize, ledger: &mut Ledger) {
+        let conv = self.on_planes(0, usize::MAX);
+        if winograd::applies(&conv) {
+            winograd::scratch(&conv, threads, ledger);
+        } else {
+            conv.scratch(threads, ledger);
+        }
+    }
+
+    /// Planes that pass by, into the planes from `first` on of `planes`.
+    fn on_planes(&self, first: usize, planes: usize) -> Correlation {
+        let [_, height, width] = self.output();
+        let depth = (self.input[0] - self.kernel) / self.stride + 1;
         let padding = -(self.padding as isize);
-        let conv = Correlation {
+        Correlation {
             isa: Isa::best(),
             batch: self.batch,
             c_in: self.c_in,
@@ -185,15 +210,7 @@ impl Conv3d {
             kernel: [self.kernel; 3],
             output: [depth, height, width],
             placement: Placement { size: [planes, height, width], first: [first, 0, 0], step: 1 },
-        };
-        run(
-            &conv,
-            x,
-            |co, ci, [kz, ky, kx]| weight[self.weight_index(co, ci, kz, ky, kx)],
-            bias,
-            epilogue,
-            y,
-        );
+        }
     }
 
     /// `dx`: gradient of the input, from the gradient `dy` of the output. Overwrites `dx`.
