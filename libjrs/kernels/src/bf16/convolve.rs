@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::filter::{Filter, Step, Taps};
 use super::plane::{BORDER, Plane};
 use super::split;
-use super::tile::{ROWS, Segment, Sums, TILES, Unit, product, with_tiles};
+use crate::unit::{ROWS, Segment, Sums, TILES, Unit, product, with_tiles};
 
 /// Bytes of a plane's part in a task. A task takes its part of all planes at hand, one after another, so that what several of
 /// them read comes from the L2 cache.
@@ -367,7 +367,7 @@ fn store_voxels(
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if unit == Unit::Amx {
         // SAFETY: that unit comes with AVX-512 (checked before it is chosen).
-        return unsafe { super::amx::store_voxels(sums, act, count, high, low, stride) };
+        return unsafe { super::avx512::store_voxels(sums, act, count, high, low, stride) };
     }
     let _ = unit;
     act.apply(sums);
@@ -388,7 +388,7 @@ fn components(unit: Unit, sums: &mut [f32; ROWS * 16], act: &Lanes<'_>, head: &H
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if unit == Unit::Amx {
         // SAFETY: that unit comes with AVX-512 (checked before it is chosen).
-        return unsafe { super::amx::components(sums, act, head) };
+        return unsafe { super::avx512::components(sums, act, head) };
     }
     let _ = unit;
     act.apply(sums);

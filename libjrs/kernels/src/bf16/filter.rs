@@ -1,6 +1,7 @@
 //! Weights in the order in which the matrix unit reads them.
 
 use super::{Format, split};
+use crate::unit::TILE;
 
 /// How a filter meets one of its inputs.
 #[derive(Clone, Copy, Debug)]
@@ -44,9 +45,6 @@ pub fn coarse_taps(parity: usize, coarse: usize) -> impl Iterator<Item = usize> 
 pub fn paired_tap(output: usize, pair: usize, input: usize) -> Option<usize> {
     (2 * pair + input).checked_sub(output).filter(|&tap| tap < 3)
 }
-
-/// Values of a tile of weights.
-pub(super) const TILE: usize = 16 * 32;
 
 impl Filter {
     /// Packs `weight(input, c_out, c_in, [kz, ky, kx])` in a format.

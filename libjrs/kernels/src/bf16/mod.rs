@@ -32,16 +32,16 @@
 //! [`Unit::Emulated`] does the same in plain Rust, slowly, so that everything but the instructions is tested everywhere.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod amx;
+mod avx512;
 mod convolve;
 mod filter;
 mod plane;
-mod tile;
 
 pub use convolve::{Activation, Head, Job, Output, Part, View, convolve};
 pub use filter::{Filter, Taps, coarse_taps, paired_tap};
 pub use plane::{Plane, stack_images};
-pub use tile::Unit;
+
+pub use crate::unit::Unit;
 
 /// How many bf16 a value is the sum of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
