@@ -127,7 +127,7 @@ mod tests {
         assert!(!check(&report, "smooth bump", "error in the organs (p95)").passed);
         assert!(check(&report, "cut field of view", "a warning").passed);
         let page = page(&report);
-        assert!(page.contains("REJECT") && page.contains("smooth bump") && page.contains("untrained"));
+        assert!(page.contains("FAILED") && page.contains("smooth bump") && page.contains("untrained"));
     }
 
     /// On 4 mm voxels refinement does not reach the tolerances everywhere, but the truth of every case must be what it
