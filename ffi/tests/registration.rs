@@ -339,9 +339,8 @@ fn cancelling_takes_effect_within_one_tile() {
     let (f, m) = (volume(&fixed), volume(&moving));
     let mut given = input(&f, &m);
     // Small tiles: the smallest that 60-voxel edges take.
-    given.max_tile_bytes =
-        libjrs::engine::Engine::bytes(&libjrs::engine::CpuEngine::new(&support::model().generator), [60; 3])
-            as u64;
+    let engine = on_cpu(&support::model().generator, Precision::F32).unwrap();
+    given.max_tile_bytes = engine.bytes([60; 3]) as u64;
     let mut result = std::ptr::null_mut();
     // SAFETY: handles are live and inputs are ours; the result must stay untouched.
     unsafe {
