@@ -44,6 +44,16 @@ impl Voxels {
         SCALAR * (self.fixed + self.moving) + (2 * SCALAR + self.directions * VECTOR) * self.working
     }
 
+    /// While the last field is brought onto its scan's grid: the engine has not let go yet.
+    fn during_output(&self) -> usize {
+        let seen =
+            SCALAR * (self.fixed + self.moving) + (2 * SCALAR + self.directions * VECTOR) * self.working;
+        // The forward field resampled and then joined with the affine; or it and the warped scan, and the backward field.
+        let alone = 2 * VECTOR * self.fixed;
+        let both = (VECTOR + SCALAR) * self.fixed + VECTOR * self.moving;
+        seen + if self.directions == 2 { alone.max(both) } else { alone }
+    }
+
     /// While the result is judged: more lives then than while it is made.
     fn during_judgement(&self) -> usize {
         // Scans, field, warped scan, body mask.
@@ -86,7 +96,8 @@ pub fn estimate(
             directions * plan.tiles.iter().map(|t| t.input_size().iter().product::<usize>()).sum::<usize>();
         found.tile_bytes = engine.bytes(largest);
         let inputs = 2 * SCALAR * largest.iter().product::<usize>();
-        found.bytes = found.bytes.max(voxels.during_network() + found.tile_bytes + inputs);
+        let with_network = (voxels.during_network() + inputs).max(voxels.during_output());
+        found.bytes = found.bytes.max(with_network + found.tile_bytes);
     }
     Ok(found)
 }
