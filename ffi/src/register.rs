@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use libjrs::align::{AlignOptions, Kind};
-use libjrs::engine::{CpuEngine, Engine};
+use libjrs::engine::{Engine, Precision, on_cpu};
 use libjrs::estimate::{Estimate, estimate};
 use libjrs::field::warp_labels;
 use libjrs::model::{Model, Preprocessing};
@@ -14,7 +14,7 @@ use libjrs::progress::Progress;
 use libjrs::provenance::{Device, InputRecord, Record};
 use libjrs::qa::{QaLimits, assess_registration};
 use libjrs::refine::RefineOptions;
-use libjrs::register::{Prealign, RegisterOptions, register};
+use libjrs::register::{Prealign, RegisterOptions, register_with};
 use libjrs::{Affine, Grid};
 
 use crate::cancel::jrs_cancel;
@@ -150,7 +150,7 @@ pub unsafe extern "C" fn jrs_register(
         // SAFETY: NULL or live handles by the contract.
         let (model, cancel) = unsafe { (model.as_ref(), cancel.as_ref()) };
         // SAFETY: passed on under the same contract.
-        let task = unsafe { Task::read(input, model.map(|m| &m.model)) }?;
+        let task = unsafe { Task::read(input, model.map(|m| &m.model), &session.means) }?;
         let token = cancel.map(|c| c.is_set.clone());
         let made = task.run(session, token.as_deref())?;
         // SAFETY: not NULL, so by the contract valid for a write.
@@ -178,7 +178,7 @@ pub unsafe extern "C" fn jrs_estimate(
         // SAFETY: NULL or a live handle by the contract.
         let model = unsafe { model.as_ref() };
         // SAFETY: passed on under the same contract.
-        let task = unsafe { Task::read(input, model.map(|m| &m.model)) }?;
+        let task = unsafe { Task::read(input, model.map(|m| &m.model), &session.means) }?;
         let means = &session.means;
         let figures = session.run(None, |_| task.figures(means))?;
         // SAFETY: passed on under the same contract.
@@ -201,7 +201,11 @@ struct Task<'a> {
 impl<'a> Task<'a> {
     /// # Safety
     /// As for `jrs_register`.
-    unsafe fn read(input: *const jrs_register_input, model: Option<&'a Model>) -> Result<Self, Failure> {
+    unsafe fn read(
+        input: *const jrs_register_input,
+        model: Option<&'a Model>,
+        means: &Means,
+    ) -> Result<Self, Failure> {
         if input.is_null() {
             return Err(Failure::null("input"));
         }
@@ -252,9 +256,14 @@ impl<'a> Task<'a> {
             refine: RefineOptions { steps: given.refine_steps as usize, ..Default::default() },
             both_directions: given.both_directions == 1,
             spacing_mm: given.refine_spacing_mm,
+            precision: means.precision,
             ..Default::default()
         };
         Ok(Self { model, fixed, moving, labels, reference, structures, limits: limits.checked()?, options })
+    }
+
+    fn engine(&self) -> libjrs::Result<Option<Box<dyn Engine>>> {
+        self.model.map(|model| on_cpu(&model.generator, self.options.precision)).transpose()
     }
 
     fn preprocessing(&self) -> Preprocessing {
@@ -265,10 +274,10 @@ impl<'a> Task<'a> {
     }
 
     /// Memory and tiles with at most `max_bytes` for the network.
-    fn estimate(&self, engine: Option<&CpuEngine>, max_bytes: usize) -> libjrs::Result<Estimate> {
+    fn estimate(&self, engine: Option<&dyn Engine>, max_bytes: usize) -> libjrs::Result<Estimate> {
         let grids: [&Grid; 2] = [&self.fixed.grid, &self.moving.grid];
         let options = RegisterOptions { max_bytes, ..self.options.clone() };
-        let mut found = estimate(engine.map(|e| e as &dyn Engine), &self.preprocessing(), grids, &options)?;
+        let mut found = estimate(engine, &self.preprocessing(), grids, &options)?;
         // Label maps, and one structure's coverage here and there.
         let [fixed, moving] = grids.map(Grid::len);
         let is_labelled = self.labels.is_some() || !self.structures.is_empty();
@@ -279,7 +288,7 @@ impl<'a> Task<'a> {
     }
 
     /// How much the network may use so that the whole call stays within the session's limit.
-    fn budget(&self, means: &Means, engine: Option<&CpuEngine>) -> Result<(usize, Estimate), Failure> {
+    fn budget(&self, means: &Means, engine: Option<&dyn Engine>) -> Result<(usize, Estimate), Failure> {
         let limit = means.max_host_bytes;
         let mut budget = self.options.max_bytes;
         let mut found = self.estimate(engine, budget)?;
@@ -300,7 +309,7 @@ impl<'a> Task<'a> {
     }
 
     /// Bytes with the smallest tiles.
-    fn least(&self, engine: Option<&CpuEngine>) -> Result<usize, Failure> {
+    fn least(&self, engine: Option<&dyn Engine>) -> Result<usize, Failure> {
         let Some(engine) = engine else { return Ok(self.estimate(None, usize::MAX)?.bytes) };
         let mut low = engine.bytes([MIN_INPUT; 3]);
         loop {
@@ -313,8 +322,8 @@ impl<'a> Task<'a> {
     }
 
     fn figures(&self, means: &Means) -> Result<jrs_estimate_result, Failure> {
-        let engine = self.model.map(|m| CpuEngine::new(&m.generator));
-        let (_, found) = self.budget(means, engine.as_ref())?;
+        let engine = self.engine()?;
+        let (_, found) = self.budget(means, engine.as_deref())?;
         // The network is timed on its smallest input; everything else goes by voxels.
         let per_voxel = match &engine {
             None => 0.0,
@@ -336,7 +345,7 @@ impl<'a> Task<'a> {
                 / threads;
         Ok(jrs_estimate_result {
             host_bytes: found.bytes as u64,
-            least_host_bytes: self.least(engine.as_ref())? as u64,
+            least_host_bytes: self.least(engine.as_deref())? as u64,
             tiles: found.tiles as u64,
             seconds,
             ..jrs_estimate_result::DEFAULT
@@ -358,16 +367,12 @@ impl<'a> Task<'a> {
 
     /// All of it, on the session's threads.
     fn register(&self, means: &Means, progress: Progress) -> Result<(jrs_result, Vec<String>), Failure> {
-        let budget = {
-            let engine = self.model.map(|m| CpuEngine::new(&m.generator));
-            let (budget, found) = self.budget(means, engine.as_ref())?;
-            if Vec::<u8>::new().try_reserve_exact(found.bytes).is_err() {
-                let message =
-                    format!("the call needs {} bytes, and the system does not give them", found.bytes);
-                return Err(Failure::new(JRS_E_MEMORY, message + ". Crop the scans or set max_host_bytes"));
-            }
-            budget
-        };
+        let engine = self.engine()?;
+        let (budget, found) = self.budget(means, engine.as_deref())?;
+        if Vec::<u8>::new().try_reserve_exact(found.bytes).is_err() {
+            let message = format!("the call needs {} bytes, and the system does not give them", found.bytes);
+            return Err(Failure::new(JRS_E_MEMORY, message + ". Crop the scans or set max_host_bytes"));
+        }
         let (fixed, moving) = (self.fixed.scan()?, self.moving.scan()?);
         let labels = self.labels.as_ref().map(|l| l.labels(&moving.grid, "moving")).transpose()?;
         let reference = self.reference.as_ref().map(|l| l.labels(&fixed.grid, "fixed")).transpose()?;
@@ -376,7 +381,17 @@ impl<'a> Task<'a> {
             structures.push(structure.on(&moving.grid)?);
         }
         let options = RegisterOptions { max_bytes: budget, ..self.options.clone() };
-        let mut done = register(self.model, &fixed, &moving, &options, progress)?;
+        let preprocessing = self.preprocessing();
+        let (mut done, ()) =
+            register_with(engine.as_deref(), &preprocessing, &fixed, &moving, &options, progress, |_| ())?;
+        let device = Device {
+            name: engine.as_ref().map_or("CPU".into(), |e| e.name()),
+            // Refinement has one precision.
+            precision: engine.as_ref().map_or(Precision::F32, |_| options.precision).name().into(),
+            threads: means.pool.current_num_threads(),
+            is_deterministic: true,
+        };
+        drop(engine); // and its buffers
         done.warnings.extend(structures.iter_mut().filter_map(|s| s.warning.take()));
 
         progress.step("judge", 0, 1)?;
@@ -386,16 +401,10 @@ impl<'a> Task<'a> {
         drop(structures);
         let carried = labels.as_ref().map(|l| warp_labels(l, &done.field, None));
         let organs = [reference.as_ref(), labels.as_ref()];
-        let spacing = self.preprocessing().spacing_mm;
-        let qa = assess_registration([&fixed, &moving], &done, organs, spacing, &self.limits)?;
+        let qa =
+            assess_registration([&fixed, &moving], &done, organs, preprocessing.spacing_mm, &self.limits)?;
         progress.step("judge", 1, 1)?;
 
-        let device = Device {
-            name: "CPU".into(),
-            precision: "f32".into(),
-            threads: means.pool.current_num_threads(),
-            is_deterministic: true,
-        };
         let mut record = Record::new(&done, self.model, device);
         record.options = self.options_record();
         record.inputs.insert("fixed".into(), InputRecord::new(&fixed));

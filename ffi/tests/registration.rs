@@ -12,6 +12,7 @@ use jrs::register::{jrs_estimate, jrs_estimate_result, jrs_register, jrs_registe
 use jrs::result::*;
 use jrs::session::{jrs_session, jrs_session_free, jrs_session_last_error};
 use jrs::status::*;
+use libjrs::engine::{Precision, on_cpu};
 use libjrs::field::warp_labels;
 use libjrs::progress::Progress;
 use libjrs::register::{RegisterOptions, register};
@@ -58,6 +59,42 @@ fn dvf(result: *const jrs_result) -> Vec<f32> {
         assert_eq!(jrs_result_dvf(result, u.as_mut_ptr(), needed, &mut needed), JRS_OK);
         u
     }
+}
+
+/// The engine that was asked for computes, is estimated and recorded.
+#[test]
+fn precision_is_an_option_of_the_session() {
+    if !Precision::Bf16.is_available() {
+        eprintln!("SKIPPED: this processor has no matrix unit");
+        return;
+    }
+    let (fixed, moving) = (scan(SIZE, 2.0), scan([24, 20, 20], 0.0));
+    let model = handle();
+    let (f, m) = (volume(&fixed), volume(&moving));
+    let mut given = input(&f, &m);
+    given.both_directions = 0;
+    for (precision, name) in [(Precision::F32, "f32"), (Precision::Bf16, "bf16")] {
+        let session = session(|o| o.precision = u32::from(precision == Precision::Bf16));
+        let result = run(session, model, &given);
+        let options = RegisterOptions { precision, ..Default::default() };
+        let ours = register(Some(&support::model()), &fixed, &moving, &options, Progress::SILENT).unwrap();
+        let interleaved: Vec<f32> = (0..fixed.grid.len()).flat_map(|i| ours.field.at(i)).collect();
+        assert!(dvf(result) == interleaved, "the displacement is not that of {name}");
+        let record = text(jrs_result_provenance_json, result);
+        let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+        assert_eq!(record["device"]["precision"], name);
+        let engine = on_cpu(&support::model().generator, precision).unwrap();
+        let device = record["device"]["name"].as_str().unwrap();
+        let kind = |name: &str| name.split_once("threads").unwrap().1.to_owned();
+        assert_eq!(kind(device), kind(&engine.name()));
+        // SAFETY: freed once each.
+        unsafe {
+            jrs_result_free(result);
+            jrs_session_free(session);
+        }
+    }
+    // SAFETY: freed once.
+    unsafe { jrs_model_free(model) };
 }
 
 #[test]
@@ -302,9 +339,8 @@ fn cancelling_takes_effect_within_one_tile() {
     let (f, m) = (volume(&fixed), volume(&moving));
     let mut given = input(&f, &m);
     // Small tiles: the smallest that 60-voxel edges take.
-    given.max_tile_bytes =
-        libjrs::engine::Engine::bytes(&libjrs::engine::CpuEngine::new(&support::model().generator), [60; 3])
-            as u64;
+    let engine = on_cpu(&support::model().generator, Precision::F32).unwrap();
+    given.max_tile_bytes = engine.bytes([60; 3]) as u64;
     let mut result = std::ptr::null_mut();
     // SAFETY: handles are live and inputs are ours; the result must stay untouched.
     unsafe {

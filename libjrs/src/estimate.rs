@@ -1,8 +1,7 @@
 //! What a registration will take, before it is begun: memory and the number of tiles.
 //!
 //! The figures follow the stages of [`crate::register`] and [`crate::qa`]: which volumes live at the same time. A
-//! test of the C interface holds them against what a process really uses. They are close where images and fields decide,
-//! and an upper bound where the network does (see `IDLE_BUFFERS`).
+//! test of the C interface holds them against what a process really uses.
 
 use crate::Result;
 use crate::engine::{Engine, Plan};
@@ -16,7 +15,7 @@ use crate::resample::working_grid;
 pub struct Estimate {
     /// Most memory in use at one time, bytes; volumes that the caller holds are not counted.
     pub bytes: usize,
-    /// What the engine says that one tile has in use, bytes; see [`Engine::bytes`].
+    /// What the engine holds for the largest tile, bytes; see [`Engine::bytes`].
     pub tile_bytes: usize,
     /// Runs of the network in one direction.
     pub tiles: usize,
@@ -24,9 +23,6 @@ pub struct Estimate {
     pub network_voxels: usize,
 }
 
-/// The CPU engine keeps idle buffers for its next layers, which [`Engine::bytes`] does not count. Measured, it holds
-/// 1.2 to 2.5 times as much, rising and falling with the size; this is the upper end.
-const IDLE_BUFFERS: f64 = 2.5;
 /// Bytes per voxel that refinement works on at its finest resolution: displacement, sums of the NCC, gradients.
 const REFINEMENT: usize = 20 * SCALAR;
 /// Bytes of an f32 voxel and of a vector of three.
@@ -46,6 +42,16 @@ impl Voxels {
     /// While the network runs: both scans, both working images, and the fields that are finished or being made.
     fn during_network(&self) -> usize {
         SCALAR * (self.fixed + self.moving) + (2 * SCALAR + self.directions * VECTOR) * self.working
+    }
+
+    /// While the last field is brought onto its scan's grid: the engine has not let go yet.
+    fn during_output(&self) -> usize {
+        let seen =
+            SCALAR * (self.fixed + self.moving) + (2 * SCALAR + self.directions * VECTOR) * self.working;
+        // The forward field resampled and then joined with the affine; or it and the warped scan, and the backward field.
+        let alone = 2 * VECTOR * self.fixed;
+        let both = (VECTOR + SCALAR) * self.fixed + VECTOR * self.moving;
+        seen + if self.directions == 2 { alone.max(both) } else { alone }
     }
 
     /// While the result is judged: more lives then than while it is made.
@@ -89,9 +95,9 @@ pub fn estimate(
         found.network_voxels =
             directions * plan.tiles.iter().map(|t| t.input_size().iter().product::<usize>()).sum::<usize>();
         found.tile_bytes = engine.bytes(largest);
-        let held = (IDLE_BUFFERS * found.tile_bytes as f64) as usize;
         let inputs = 2 * SCALAR * largest.iter().product::<usize>();
-        found.bytes = found.bytes.max(voxels.during_network() + held + inputs);
+        let with_network = (voxels.during_network() + inputs).max(voxels.during_output());
+        found.bytes = found.bytes.max(with_network + found.tile_bytes);
     }
     Ok(found)
 }

@@ -1,7 +1,7 @@
 /* Measures on this machine: seconds from process start to a loaded model and to the first result, and the memory that
  * jrs_register adds to the process beside what jrs_estimate said. Linux.
  *
- *     ./measure model.safetensors NX NY NZ SPACING_MM BOTH_DIRECTIONS
+ *     ./measure model.safetensors NX NY NZ SPACING_MM BOTH_DIRECTIONS THREADS MAX_TILE_BYTES PRECISION
  */
 #define _POSIX_C_SOURCE 200809L
 #include <jrs.h>
@@ -75,6 +75,7 @@ int main(int argc, char **argv)
     const double start = now();
     jrs_model *model = NULL;
     jrs_session *session = NULL;
+    jrs_session_options options;
     jrs_result *result = NULL;
     jrs_register_input input;
     jrs_estimate_result estimate;
@@ -83,10 +84,13 @@ int main(int argc, char **argv)
     double loaded, prepared, registered, before, peak;
     FILE *file;
 
-    if (argc != 7)
+    if (argc != 10)
         return 2;
     check(jrs_model_load(argv[1], NULL, &model));
-    check(jrs_session_create(NULL, &session));
+    check(jrs_session_options_init(&options, sizeof options));
+    options.threads = (uint32_t)atoi(argv[7]);
+    options.precision = (uint32_t)atoi(argv[9]);
+    check(jrs_session_create(&options, &session));
     loaded = now();
     dims[0] = strtoull(argv[2], NULL, 10);
     dims[1] = strtoull(argv[3], NULL, 10);
@@ -97,6 +101,7 @@ int main(int argc, char **argv)
     input.fixed = &fixed;
     input.moving = &moving;
     input.both_directions = (uint32_t)atoi(argv[6]);
+    input.max_tile_bytes = strtoull(argv[8], NULL, 10);
     estimate.struct_size = sizeof estimate;
     check(jrs_estimate(session, model, &input, &estimate));
     before = status("VmRSS");

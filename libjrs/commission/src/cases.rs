@@ -29,6 +29,14 @@ pub(crate) struct Pair {
     pub must_warn: bool,
 }
 
+impl Pair {
+    /// Fixed and moving scan as registration gets them.
+    pub fn images(&self) -> [&Volume<f32>; 2] {
+        let [fixed, moving] = &self.seen;
+        [fixed.as_ref().unwrap_or(&self.fixed.image), moving.as_ref().unwrap_or(&self.moving.image)]
+    }
+}
+
 /// Air.
 const AIR: f32 = -1000.0;
 

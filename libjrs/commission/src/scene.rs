@@ -72,6 +72,12 @@ impl Scene {
         displacement(&self.patient, &fixed.map, &moving.map, &self.grid)
     }
 
+    /// Where `moving` shows what `fixed` shows at `x`, also in air and gas.
+    #[cfg(test)]
+    pub fn correspondence(&self, [fixed, moving]: [&Scan; 2], x: Point) -> Option<Point> {
+        moving.map.solve(fixed.map.map(x)?, x)
+    }
+
     /// Sets the image wherever `value` (place in the scan, place in the anatomy) says so.
     pub fn paint(&self, scan: &mut Scan, value: impl Fn(Point, Point) -> Option<f32> + Sync) {
         let [nx, ny, _] = self.grid.size;

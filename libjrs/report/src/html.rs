@@ -19,23 +19,29 @@ pub enum Verdict {
     Review,
     /// Not to be used.
     Reject,
+    /// A test was passed.
+    Passed,
+    /// A test was failed.
+    Failed,
 }
 
 impl Verdict {
-    /// `OK`, `REVIEW` or `REJECT`.
+    /// `OK`, `REVIEW`, `REJECT`, `PASSED` or `FAILED`.
     pub fn word(self) -> &'static str {
         match self {
             Verdict::Ok => "OK",
             Verdict::Review => "REVIEW",
             Verdict::Reject => "REJECT",
+            Verdict::Passed => "PASSED",
+            Verdict::Failed => "FAILED",
         }
     }
 
     fn class(self) -> &'static str {
         match self {
-            Verdict::Ok => "ok",
+            Verdict::Ok | Verdict::Passed => "ok",
             Verdict::Review => "review",
-            Verdict::Reject => "reject",
+            Verdict::Reject | Verdict::Failed => "reject",
         }
     }
 }

@@ -1,10 +1,8 @@
 //! The generator on the CPU: the layer table run with the kernels of `jrs_kernels`, BatchNorm folded.
 
-use jrs_kernels::pool::Pool;
-
 use super::folded::FoldedLayer;
 use super::stream::Stream;
-use super::{Engine, check_input};
+use super::{Buffers, Engine, check_input};
 use crate::Result;
 use crate::model::GeneratorWeights;
 use crate::network::MARGIN;
@@ -12,14 +10,13 @@ use crate::network::MARGIN;
 /// Runs on the current rayon pool; the same bits for any number of threads.
 pub struct CpuEngine {
     layers: Vec<FoldedLayer>,
-    /// Buffers of earlier slabs and tiles.
-    pool: Pool,
+    buffers: Buffers,
 }
 
 impl CpuEngine {
     /// Prepares the weights.
     pub fn new(weights: &GeneratorWeights) -> Self {
-        Self { layers: weights.layers.iter().map(FoldedLayer::new).collect(), pool: Pool::new() }
+        Self { layers: weights.layers.iter().map(FoldedLayer::new).collect(), buffers: Buffers::default() }
     }
 }
 
@@ -36,13 +33,14 @@ impl Engine for CpuEngine {
         out: &mut [Vec<f32>; 3],
     ) -> Result<()> {
         check_input(fixed, moving, size)?;
-        Stream::run(&self.layers, &self.pool, [fixed, moving], size, out);
+        Stream::run(&self.layers, self.buffers.of(size), [fixed, moving], size, out);
         Ok(())
     }
 
     fn bytes(&self, size: [usize; 3]) -> usize {
         let output: usize = size.iter().map(|n| n - 2 * MARGIN).product();
-        Stream::bytes(size) + 3 * size_of::<f32>() * output
+        let weights: usize = self.layers.iter().map(|layer| layer.weight.len()).sum();
+        size_of::<f32>() * weights + Stream::bytes(size) + 3 * size_of::<f32>() * output
     }
 }
 

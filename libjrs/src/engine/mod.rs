@@ -7,6 +7,9 @@ mod plan;
 mod stream;
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use jrs_kernels::pool::{Pool, SCRATCH};
 
 pub use cpu::CpuEngine;
 pub use matrix::MatrixEngine;
@@ -38,8 +41,8 @@ pub trait Engine: Send + Sync {
         out: &mut [Vec<f32>; 3],
     ) -> Result<()>;
 
-    /// Most bytes of working memory that [`Engine::displacement`] has in use at one time for this input size,
-    /// its output included.
+    /// Most bytes that the engine holds on the current threads while all inputs have this size: weights, buffers at work and
+    /// waiting for the next layer or tile, and one output.
     fn bytes(&self, size: [usize; 3]) -> usize;
 }
 
@@ -52,6 +55,24 @@ pub enum Precision {
     /// bf16 with f32 sums, faster, on processors with a matrix unit (AMX). Displacements differ by up to some tenths of
     /// a millimetre from those in f32.
     Bf16,
+}
+
+impl Precision {
+    /// True if this processor can compute so.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::F32 => true,
+            Self::Bf16 => MatrixEngine::available(),
+        }
+    }
+
+    /// As a record of what ran has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
 }
 
 /// The engine on the CPU for a trained generator.
@@ -98,6 +119,26 @@ pub fn infer(
         progress.step("network", done + 1, plan.tiles.len())?;
     }
     Ok(u)
+}
+
+/// Buffers of earlier planes and tiles, for inputs of one size at a time: those of another size hardly fit and would stay for
+/// nothing.
+#[derive(Default)]
+struct Buffers {
+    pool: Pool,
+    size: Mutex<[usize; 3]>,
+}
+
+impl Buffers {
+    /// For an input of `size`.
+    fn of(&self, size: [usize; 3]) -> &Pool {
+        let mut last = self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *last, size) != size {
+            self.pool.clear();
+            SCRATCH.clear();
+        }
+        &self.pool
+    }
 }
 
 /// What every engine asks of one padded input.

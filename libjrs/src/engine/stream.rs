@@ -13,12 +13,12 @@
 //! queues. So memory grows with the area of a plane and not with the number of planes, and what a layer reads is
 //! still in the cache.
 //!
-//! [`Stream::bytes`] runs the same schedule without data and is exact.
+//! [`Stream::bytes`] runs the same schedule without data, with the pools' own rule for lengths.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 
-use jrs_kernels::pool::{Buffer, Pool};
+use jrs_kernels::pool::{Buffer, Ledger, Pool};
 use jrs_kernels::{Conv3d, Epilogue};
 use rayon::prelude::*;
 
@@ -44,6 +44,8 @@ struct Planes<'p> {
     count: usize,
     /// `None` while only sizes are counted.
     data: Option<Buffer<'p>>,
+    /// Values of the buffer that was handed out, while only sizes are counted.
+    held: usize,
 }
 
 impl Planes<'_> {
@@ -69,6 +71,17 @@ struct Queue<'p> {
     crop: usize,
 }
 
+/// What pools would hold.
+#[derive(Default)]
+struct Ledgers {
+    /// Of the engine's own pool.
+    planes: Ledger,
+    /// Of the kernels' pool.
+    scratch: Ledger,
+    /// Layers and numbers of input planes whose scratch is in the ledger.
+    counted: HashSet<(usize, usize)>,
+}
+
 /// A run of the generator.
 pub(super) struct Stream<'p> {
     /// `None` counts bytes and computes nothing.
@@ -79,18 +92,29 @@ pub(super) struct Stream<'p> {
     skips: Vec<Queue<'p>>,
     /// Fewest outputs at a time per layer.
     fewest: Vec<usize>,
-    live: usize,
-    peak: usize,
+    /// While only sizes are counted.
+    ledgers: Ledgers,
     /// Output planes done.
     done: usize,
 }
 
 impl<'p> Stream<'p> {
-    /// The bytes of all buffers in use at one time, without the result, for an input of `size` = \[x, y, z\] voxels.
+    /// The bytes of all buffers, at work and idle, on the current threads, without the result, for inputs of `size` =
+    /// \[x, y, z\] voxels.
     pub fn bytes(size: [usize; 3]) -> usize {
-        let mut stream = Self::new(None, size);
-        stream.drive(size, &mut |_, _, _| {}, &mut |_, _, _| {});
-        size_of::<f32>() * stream.peak
+        let ledgers = Self::count(size);
+        size_of::<f32>() * (ledgers.planes.peak() + ledgers.scratch.peak())
+    }
+
+    fn count(size: [usize; 3]) -> Ledgers {
+        let mut ledgers = Ledgers::default();
+        // The second run finds the first one's buffers idle, which do not always fit.
+        for _ in 0..2 {
+            let mut stream = Self::new(None, ledgers, size);
+            stream.drive(size, &mut |_, _, _| {}, &mut |_, _, _| {});
+            ledgers = stream.end();
+        }
+        ledgers
     }
 
     /// Runs the network on two images of `size` = \[x, y, z\] voxels; `out` receives the components.
@@ -112,19 +136,12 @@ impl<'p> Stream<'p> {
         let mut write = |channel: usize, first: usize, from: &[f32]| {
             out[channel][first * out_area..][..from.len()].copy_from_slice(from);
         };
-        Self::new(Some((layers, pool)), size).drive(size, &mut read, &mut write);
+        Self::new(Some((layers, pool)), Ledgers::default(), size).drive(size, &mut read, &mut write);
     }
 
-    fn new(work: Option<(&'p [FoldedLayer], &'p Pool)>, size: [usize; 3]) -> Self {
-        let mut stream = Self {
-            work,
-            windows: Vec::new(),
-            skips: Vec::new(),
-            fewest: Vec::new(),
-            live: 0,
-            peak: 0,
-            done: 0,
-        };
+    fn new(work: Option<(&'p [FoldedLayer], &'p Pool)>, ledgers: Ledgers, size: [usize; 3]) -> Self {
+        let mut stream =
+            Self { work, windows: Vec::new(), skips: Vec::new(), fewest: Vec::new(), ledgers, done: 0 };
         let (mut edges, mut depth, mut fewest) = ([size[1], size[0]], size[2], PLANES);
         for layer in &GENERATOR {
             if JOINS.iter().any(|join| join.before == layer.name) {
@@ -146,6 +163,15 @@ impl<'p> Stream<'p> {
             }
         }
         stream
+    }
+
+    /// Gives all back that is still held.
+    fn end(mut self) -> Ledgers {
+        let queued = self.skips.drain(..).flat_map(|queue| queue.slabs);
+        for planes in self.windows.drain(..).chain(queued).collect::<Vec<_>>() {
+            self.forget(planes);
+        }
+        self.ledgers
     }
 
     /// All planes through all layers.
@@ -184,14 +210,14 @@ impl<'p> Stream<'p> {
         if i + 1 < GENERATOR.len() && joined.is_none() {
             let first = self.extend(i + 1, outputs);
             let (before, after) = self.windows.split_at_mut(i + 1);
-            compute(self.work, i, &before[i], &mut after[0], first);
+            compute(self.work, &mut self.ledgers, i, &before[i], &mut after[0], first);
             if let Some(skip) = JOINS.iter().position(|join| join.skip == layer.name) {
                 self.remember(skip, i + 1, first);
             }
         } else {
             let edges = window.edges.map(|n| layer.output(n));
             let mut result = self.planes(layer.c_out, edges, outputs);
-            compute(self.work, i, &self.windows[i], &mut result, 0);
+            compute(self.work, &mut self.ledgers, i, &self.windows[i], &mut result, 0);
             match joined {
                 Some(skip) => self.join(skip, i + 1, &result),
                 None => {
@@ -262,29 +288,31 @@ impl<'p> Stream<'p> {
     }
 
     fn planes(&mut self, channels: usize, edges: [usize; 2], count: usize) -> Planes<'p> {
-        let mut planes = Planes { channels, edges, count, data: None };
-        planes.data = self.work.map(|(_, pool)| pool.take(planes.len()));
-        self.live += planes.len();
-        self.peak = self.peak.max(self.live);
+        let mut planes = Planes { channels, edges, count, data: None, held: 0 };
+        match self.work {
+            Some((_, pool)) => planes.data = Some(pool.take(planes.len())),
+            None => planes.held = self.ledgers.planes.take(planes.len()),
+        }
         planes
     }
 
     fn forget(&mut self, planes: Planes<'p>) {
-        self.live -= planes.len();
+        if self.work.is_none() {
+            self.ledgers.planes.give(planes.held);
+        }
     }
 }
 
 /// Layer `i` on all planes of `x`, into the planes of `y` from `first` on.
 fn compute(
     work: Option<(&[FoldedLayer], &Pool)>,
+    ledgers: &mut Ledgers,
     i: usize,
     x: &Planes<'_>,
     y: &mut Planes<'_>,
     first: usize,
 ) {
     let (layer, count): (&Layer, _) = (&GENERATOR[i], y.count);
-    let (Some((layers, _)), Some(from), Some(to)) = (work, &x.data, &mut y.data) else { return };
-    let FoldedLayer { weight, bias, norm } = &layers[i];
     let conv = Conv3d {
         batch: 1,
         c_in: layer.c_in,
@@ -294,6 +322,14 @@ fn compute(
         stride: layer.stride,
         padding: layer.padding,
     };
+    let (Some((layers, _)), Some(from), Some(to)) = (work, &x.data, &mut y.data) else {
+        // Most slabs are equal.
+        if ledgers.counted.insert((i, x.count)) {
+            conv.scratch(rayon::current_num_threads(), &mut ledgers.scratch);
+        }
+        return;
+    };
+    let FoldedLayer { weight, bias, norm } = &layers[i];
     let epilogue = match norm {
         Some((scale, shift)) => Epilogue::LeakyNorm { slope: LEAKY_SLOPE, scale, shift },
         None => Epilogue::None,
@@ -346,4 +382,25 @@ fn upsample(low: &Planes<'_>, to: &mut Planes<'_>, first: usize) {
             odd.copy_from_slice(even);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::GeneratorWeights;
+
+    /// One slab and several, thick and thin; later tiles take what the first left.
+    #[test]
+    fn counts_what_the_pool_holds() {
+        let weights = GeneratorWeights::random(1);
+        let layers: Vec<FoldedLayer> = weights.layers.iter().map(FoldedLayer::new).collect();
+        for size in [[44, 44, 44], [44, 48, 180], [180, 140, 48]] {
+            let pool = Pool::new();
+            let image = vec![0.5; size.iter().product()];
+            for _ in 0..3 {
+                Stream::run(&layers, &pool, [&image, &image], size, &mut Default::default());
+            }
+            assert_eq!(Stream::count(size).planes.peak(), pool.peak(), "{size:?}");
+        }
+    }
 }

@@ -65,6 +65,8 @@ impl Filter {
             inputs: inputs.iter().map(|&taps| (taps, steps(taps, format))).collect(),
             weights: Vec::new(),
         };
+        let tiles = c_out / 16 * filter.inputs.iter().map(|(_, steps)| steps.len()).sum::<usize>();
+        filter.weights.reserve_exact(TILE * tiles);
         for block in 0..c_out / 16 {
             for (input, (_, steps)) in filter.inputs.iter().enumerate() {
                 for step in steps {
@@ -82,6 +84,11 @@ impl Filter {
     /// Output channels.
     pub fn c_out(&self) -> usize {
         self.c_out
+    }
+
+    /// Bytes of the packed weights.
+    pub fn bytes(&self) -> usize {
+        2 * self.weights.len()
     }
 
     pub(super) fn inputs(&self) -> &[(Taps, Vec<Step>)] {

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::Epilogue;
 use super::window::{CHANNEL_BLOCK, Part, Reading, Window, pack_weights};
-use crate::pool::SCRATCH;
+use crate::pool::{Ledger, SCRATCH};
 use crate::shared::SharedMut;
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -54,15 +54,7 @@ impl Correlation {
         let mut padded_bias = bias.to_vec();
         padded_bias.resize(blocks * lanes, 0.0);
 
-        let reading = Reading {
-            c_in: self.c_in,
-            input: self.input,
-            start: self.start,
-            stride: self.stride,
-            kernel: self.kernel,
-            output: self.output,
-        };
-        let window = Window::new(reading, self.batch, TASKS, usize::MAX);
+        let window = self.window();
         let tile = VECTORS * self.isa.lanes();
         let y = SharedMut::new(y);
         window.parts(self.batch).into_par_iter().for_each(|part| {
@@ -87,6 +79,36 @@ impl Correlation {
             }
             self.store(&window, &part, &sums, length, epilogue, &y);
         });
+    }
+
+    /// What [`Correlation::run`] takes from [`SCRATCH`] on so many threads.
+    pub fn scratch(&self, threads: usize, ledger: &mut Ledger) {
+        let window = self.window();
+        let parts = window.parts(self.batch);
+        let channels = self.c_out.next_multiple_of(self.isa.channels());
+        let tile = VECTORS * self.isa.lanes();
+        let taken: Vec<usize> = parts
+            .iter()
+            .take(threads)
+            .flat_map(|part| {
+                let length = window.positions(part).next_multiple_of(tile);
+                [window.len(), part.planes * channels * length]
+            })
+            .map(|len| ledger.take(len))
+            .collect();
+        taken.into_iter().for_each(|length| ledger.give(length));
+    }
+
+    fn window(&self) -> Window {
+        let reading = Reading {
+            c_in: self.c_in,
+            input: self.input,
+            start: self.start,
+            stride: self.stride,
+            kernel: self.kernel,
+            output: self.output,
+        };
+        Window::new(reading, self.batch, TASKS, usize::MAX)
     }
 
     /// Copies the rows of `sums` (`[z][channel][position]`) to `y`, through the epilogue.

@@ -37,6 +37,7 @@ mod winograd;
 use rayon::prelude::*;
 
 use crate::Isa;
+use crate::pool::Ledger;
 use correlate::{Correlation, Placement};
 
 /// Shape of a convolution. Tensors are `[batch, channel, z, y, x]`, weights `[c_out, c_in, kz, ky, kx]`.
@@ -195,14 +196,30 @@ impl Conv3d {
         self.check_epilogue(bias, epilogue);
         assert!(first + depth <= planes, "planes {first} to {} of {planes}", first + depth);
         assert_eq!(y.len(), self.batch * self.c_out * planes * height * width, "output");
+        run(&self.on_planes(first, planes), x, self.reader(weight), bias, epilogue, y);
+    }
+
+    /// What [`Conv3d::forward_planes`] takes from [`crate::pool::SCRATCH`] on so many threads, in the ledger of that pool.
+    pub fn scratch(&self, threads: usize, ledger: &mut Ledger) {
+        let conv = self.on_planes(0, usize::MAX);
+        if winograd::applies(&conv) {
+            winograd::scratch(&conv, threads, ledger);
+        } else {
+            conv.scratch(threads, ledger);
+        }
+    }
+
+    /// The forward pass on planes that pass by, into the planes from `first` on of `planes`.
+    fn on_planes(&self, first: usize, planes: usize) -> Correlation {
         let whole = self.correlation(Isa::best());
-        let conv = Correlation {
+        let [_, height, width] = whole.output;
+        let depth = (self.input[0] - self.kernel) / self.stride + 1;
+        Correlation {
             start: [0, whole.start[1], whole.start[2]],
             output: [depth, height, width],
             placement: Placement { size: [planes, height, width], first: [first, 0, 0], step: 1 },
             ..whole
-        };
-        run(&conv, x, self.reader(weight), bias, epilogue, y);
+        }
     }
 
     /// `dx`: gradient of the input, from the gradient `dy` of the output. Overwrites `dx`.

@@ -4,9 +4,8 @@ mod network;
 mod stream;
 
 use jrs_kernels::bf16::{Format, Unit};
-use jrs_kernels::pool::Pool;
 
-use super::{Engine, Precision, check_input};
+use super::{Buffers, Engine, Precision, check_input};
 use crate::model::GeneratorWeights;
 use crate::network::MARGIN;
 use crate::{Error, Result};
@@ -22,8 +21,7 @@ use stream::Stream;
 pub struct MatrixEngine {
     network: Network,
     unit: Unit,
-    /// Buffers of earlier planes and tiles.
-    pool: Pool,
+    buffers: Buffers,
 }
 
 impl MatrixEngine {
@@ -51,7 +49,7 @@ impl MatrixEngine {
             Precision::F32 => Format::Two,
             Precision::Bf16 => Format::One,
         };
-        Self { network: Network::new(weights, format), unit, pool: Pool::new() }
+        Self { network: Network::new(weights, format), unit, buffers: Buffers::default() }
     }
 }
 
@@ -72,13 +70,13 @@ impl Engine for MatrixEngine {
         out: &mut [Vec<f32>; 3],
     ) -> Result<()> {
         check_input(fixed, moving, size)?;
-        Stream::run(&self.network, self.unit, &self.pool, [fixed, moving], size, out);
+        Stream::run(&self.network, self.unit, self.buffers.of(size), [fixed, moving], size, out);
         Ok(())
     }
 
     fn bytes(&self, size: [usize; 3]) -> usize {
         let output: usize = size.iter().map(|n| n - 2 * MARGIN).product();
-        Stream::bytes(&self.network, size) + 3 * size_of::<f32>() * output
+        self.network.bytes() + Stream::bytes(&self.network, size) + 3 * size_of::<f32>() * output
     }
 }
 
@@ -138,6 +136,25 @@ mod tests {
             let tiled = infer(&engine, &fixed, &moving, size, limit, Progress::SILENT).unwrap();
             for (w, t) in whole.iter().flatten().zip(tiled.iter().flatten()) {
                 assert!((w - t).abs() < 1e-4, "{w} and {t} mm");
+            }
+        }
+    }
+
+    #[test]
+    fn counts_what_the_pool_holds() {
+        for (size, precision) in [
+            ([44, 44, 48], Precision::F32),
+            ([44, 48, 100], Precision::Bf16),
+            ([100, 140, 48], Precision::F32),
+        ] {
+            if let Some(unit) = Unit::hardware() {
+                let engine = MatrixEngine::on(unit, &reference_weights(), precision);
+                let image = vec![0.5; size.iter().product()];
+                for _ in 0..3 {
+                    engine.displacement(&image, &image, size, &mut Default::default()).unwrap();
+                }
+                let counted = Stream::bytes(&engine.network, size);
+                assert_eq!(counted, size_of::<f32>() * engine.buffers.pool.peak(), "{size:?}");
             }
         }
     }

@@ -63,6 +63,17 @@ impl Network {
     }
 }
 
+impl Network {
+    /// Bytes of the packed weights.
+    pub fn bytes(&self) -> usize {
+        let of_block = |block: &Block| match &block.filters {
+            Filters::Plain(filter) => filter.bytes(),
+            Filters::Joined { of_planes, .. } => of_planes.iter().flatten().map(Filter::bytes).sum(),
+        };
+        self.blocks.iter().map(of_block).sum()
+    }
+}
+
 /// A block's filters, and how many voxels they compute as one.
 fn filters(layer: &Layer, weight: &[f32], format: Format) -> (Filters, usize) {
     let at =

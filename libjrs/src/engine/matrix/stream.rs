@@ -1,12 +1,12 @@
 //! The generator as a stream of planes, as [`crate::engine::stream`] has it, with planes that own themselves: a skip is the very plane
 //! that the next layer reads, and what a layer no longer needs is dropped.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use jrs_kernels::bf16::{Format, Job, Output, Part, Plane, Unit, View, convolve, stack_images};
-use jrs_kernels::pool::Pool;
+use jrs_kernels::pool::{Ledger, Pool};
 use rayon::prelude::*;
 
 use super::network::{Filters, NARROW, Network};
@@ -16,28 +16,34 @@ use crate::network::{JOINS, Layer, MARGIN};
 /// in the cache.
 const VOXELS: usize = 1 << 17;
 
-/// What is in use, in f32 values.
-#[derive(Default)]
-struct Memory {
-    live: Cell<usize>,
-    peak: Cell<usize>,
+/// A plane, or its size.
+enum Counted<'p> {
+    Plane(Plane<'p>),
+    /// What a pool would have handed out.
+    Size {
+        held: usize,
+        ledger: Rc<RefCell<Ledger>>,
+    },
 }
 
-/// A plane that is counted.
-struct Counted<'p> {
-    channels: usize,
-    /// y, x.
-    edges: [usize; 2],
-    format: Format,
-    /// `None` while only sizes are counted.
-    plane: Option<Plane<'p>>,
-    memory: Rc<Memory>,
+impl<'p> Counted<'p> {
+    /// Asked only of those that a machine fills.
+    fn filled(&self) -> &Plane<'p> {
+        let Self::Plane(plane) = self else { unreachable!("sizes are not computed with") };
+        plane
+    }
+
+    fn filled_mut(&mut self) -> &mut Plane<'p> {
+        let Self::Plane(plane) = self else { unreachable!("sizes are not computed with") };
+        plane
+    }
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        let live = &self.memory.live;
-        live.set(live.get() - Plane::floats(self.channels, self.edges, self.format));
+        if let Self::Size { held, ledger } = self {
+            ledger.borrow_mut().give(*held);
+        }
     }
 }
 
@@ -51,19 +57,16 @@ struct Skip<'p> {
     leave_out: usize,
 }
 
-/// What computes.
-#[derive(Clone, Copy)]
-struct Machine<'p> {
-    unit: Unit,
-    pool: &'p Pool,
+/// What computes, or counts.
+enum Means<'p> {
+    Machine { unit: Unit, pool: &'p Pool },
+    Ledger(Rc<RefCell<Ledger>>),
 }
 
 /// A run of the generator.
 pub(super) struct Stream<'p> {
     network: &'p Network,
-    /// `None` counts bytes and computes nothing.
-    machine: Option<Machine<'p>>,
-    memory: Rc<Memory>,
+    means: Means<'p>,
     /// Inputs of each block; behind upsampling the coarse ones.
     windows: Vec<Planes<'p>>,
     /// Input edges y, x of each block; behind upsampling the fine ones.
@@ -77,11 +80,14 @@ pub(super) struct Stream<'p> {
 }
 
 impl<'p> Stream<'p> {
-    /// The bytes of all buffers in use at one time, without the result, for an input of `size` = \[x, y, z\] voxels.
+    /// The bytes of all buffers, at work and idle, without the result, for inputs of `size` = \[x, y, z\] voxels.
     pub fn bytes(network: &'p Network, size: [usize; 3]) -> usize {
-        let mut stream = Self::new(network, None, size);
-        stream.drive(None, size, None);
-        size_of::<f32>() * stream.memory.peak.get()
+        let ledger = Rc::<RefCell<Ledger>>::default();
+        // The second run finds the first one's buffers idle, which do not always fit.
+        for _ in 0..2 {
+            Self::new(network, Means::Ledger(ledger.clone()), size).drive(None, size, None);
+        }
+        size_of::<f32>() * ledger.borrow().peak()
     }
 
     /// Runs the network on two images of `size` = \[x, y, z\] voxels; `out` receives the components.
@@ -98,16 +104,15 @@ impl<'p> Stream<'p> {
         }
         // On a thread of the pool: from outside every one of the many short loops would cost a sleep and a wake.
         rayon::scope(|_| {
-            let mut stream = Self::new(network, Some(Machine { unit, pool }), size);
+            let mut stream = Self::new(network, Means::Machine { unit, pool }, size);
             stream.drive(Some(images), size, Some(out));
         });
     }
 
-    fn new(network: &'p Network, machine: Option<Machine<'p>>, size: [usize; 3]) -> Self {
+    fn new(network: &'p Network, means: Means<'p>, size: [usize; 3]) -> Self {
         let mut stream = Self {
             network,
-            machine,
-            memory: Rc::default(),
+            means,
             windows: Vec::new(),
             edges: Vec::new(),
             slab: (VOXELS / (size[0] * size[1])).max(4),
@@ -138,11 +143,13 @@ impl<'p> Stream<'p> {
         format: Format,
         make: impl FnOnce(&'p Pool, usize, [usize; 2], Format) -> Plane<'p>,
     ) -> Counted<'p> {
-        let Memory { live, peak } = &*self.memory;
-        live.set(live.get() + Plane::floats(channels, edges, format));
-        peak.set(peak.get().max(live.get()));
-        let plane = self.machine.map(|machine| make(machine.pool, channels, edges, format));
-        Counted { channels, edges, format, plane, memory: self.memory.clone() }
+        match &self.means {
+            Means::Machine { pool, .. } => Counted::Plane(make(pool, channels, edges, format)),
+            Means::Ledger(ledger) => {
+                let held = ledger.borrow_mut().take(Plane::floats(channels, edges, format));
+                Counted::Size { held, ledger: ledger.clone() }
+            }
+        }
     }
 
     /// All planes through all blocks.
@@ -156,7 +163,7 @@ impl<'p> Stream<'p> {
             let stacked = |_| self.plane(NARROW, edges, Format::One, Plane::new);
             let mut inputs: Vec<_> = slab.clone().map(stacked).collect();
             if let Some(images) = images {
-                let planes: Vec<_> = inputs.iter_mut().filter_map(|input| input.plane.as_mut()).collect();
+                let planes: Vec<_> = inputs.iter_mut().map(Counted::filled_mut).collect();
                 planes.into_par_iter().zip(slab.clone()).for_each(|(plane, z)| {
                     stack_images(images.map(|image| &image[z * ny * nx..][..ny * nx]), [ny, nx], plane);
                 });
@@ -192,16 +199,13 @@ impl<'p> Stream<'p> {
         } else {
             let fresh = |_| self.plane(layer.c_out, edges, self.network.format, Plane::new);
             let mut outputs: Vec<Counted<'p>> = (0..count).map(fresh).collect();
-            if let Some(machine) = self.machine {
+            if let Means::Machine { unit, .. } = self.means {
                 let mut jobs: Vec<Job<'_, '_>> = outputs
                     .iter_mut()
                     .enumerate()
-                    .map(|(z, output)| {
-                        let plane = output.plane.as_mut().expect("a machine fills planes");
-                        self.job(i, z, Output::Plane(plane))
-                    })
+                    .map(|(z, output)| self.job(i, z, Output::Plane(output.filled_mut())))
                     .collect();
-                convolve(machine.unit, &block.activation, &mut jobs);
+                convolve(unit, &block.activation, &mut jobs);
             }
             for output in outputs.into_iter().map(Rc::new) {
                 if let Some(skip) = JOINS.iter().position(|join| join.skip == layer.name) {
@@ -224,7 +228,7 @@ impl<'p> Stream<'p> {
     fn displacement(&mut self, i: usize, count: usize, edges: [usize; 2], out: Option<&mut [Vec<f32>; 3]>) {
         let area = edges[0] * edges[1];
         let head = &self.network.head;
-        if let (Some(machine), Some(out)) = (self.machine, out) {
+        if let (&Means::Machine { unit, .. }, Some(out)) = (&self.means, out) {
             let [x, y, z] =
                 out.each_mut().map(|u| u[self.done * area..][..count * area].chunks_exact_mut(area));
             let mut jobs: Vec<Job<'_, '_>> = x
@@ -235,7 +239,7 @@ impl<'p> Stream<'p> {
                     self.job(i, z, Output::Displacement { head, edges, u: [ux, uy, uz] })
                 })
                 .collect();
-            convolve(machine.unit, &self.network.blocks[i].activation, &mut jobs);
+            convolve(unit, &self.network.blocks[i].activation, &mut jobs);
         }
         self.done += count;
     }
@@ -278,5 +282,5 @@ impl<'p> Stream<'p> {
 /// Planes that a machine has filled.
 fn filled<'a, 'p>(planes: &'a Planes<'p>, first: usize, count: usize) -> Vec<&'a Plane<'p>> {
     let planes = planes.range(first..first + count);
-    planes.map(|counted| counted.plane.as_ref().expect("a machine fills planes")).collect()
+    planes.map(|counted| counted.filled()).collect()
 }

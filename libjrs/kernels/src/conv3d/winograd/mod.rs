@@ -25,7 +25,7 @@ use rayon::prelude::*;
 
 use super::Epilogue;
 use super::correlate::Correlation;
-use crate::pool::SCRATCH;
+use crate::pool::{Buffer, Ledger, SCRATCH};
 use crate::shared::SharedMut;
 use crate::simd::{Kernel, Simd};
 use transforms::{InputTransform, Interleave, OutputTransform, PackPhases};
@@ -78,6 +78,17 @@ impl Cut {
         // A chunk may start at the end of a row.
         let rows = (row - 1 + chunk - 1) / row + 2;
         Self { blocks, row, chunk, rows, planes }
+    }
+
+    /// Values that a task works in: phases, ring of transformed planes, products, outputs.
+    fn scratch(&self, conv: &Correlation) -> [usize; 4] {
+        let c_out = conv.c_out.next_multiple_of(conv.isa.channels());
+        [
+            conv.c_in * BLOCK * BLOCK * self.area(),
+            POINTS * 3 * conv.c_in * self.chunk,
+            POINTS * c_out * self.chunk,
+            BLOCK * BLOCK * self.chunk,
+        ]
     }
 
     /// Values of a phase. The last position between rows reads one too far.
@@ -144,6 +155,15 @@ impl Task<'_> {
     }
 }
 
+/// As [`Correlation::scratch`].
+pub(super) fn scratch(conv: &Correlation, threads: usize, ledger: &mut Ledger) {
+    let cut = Cut::new(conv);
+    let weights = ledger.take(weights_len(conv));
+    let tasks = threads.min(cut.tasks(conv).len());
+    let taken: Vec<[usize; 4]> = (0..tasks).map(|_| cut.scratch(conv).map(|len| ledger.take(len))).collect();
+    taken.into_iter().flatten().chain([weights]).for_each(|length| ledger.give(length));
+}
+
 /// As [`Correlation::run`].
 pub(super) fn run(
     conv: &Correlation,
@@ -157,7 +177,7 @@ pub(super) fn run(
     let c_out = conv.c_out.next_multiple_of(lanes);
     let weights = transform_weights(conv, lanes, weight);
     let cut = Cut::new(conv);
-    let (chunk, tile) = (cut.chunk, VECTORS * conv.isa.lanes());
+    let (chunk, tile, scratch) = (cut.chunk, VECTORS * conv.isa.lanes(), cut.scratch(conv));
     // Where the three input planes of output plane z lie in the ring, for z % 3.
     let offsets = [0, 1, 2].map(|z| -> Vec<usize> {
         (0..3 * conv.c_in)
@@ -166,10 +186,7 @@ pub(super) fn run(
     });
     let y = SharedMut::new(y);
     cut.tasks(conv).into_par_iter().for_each(|task| {
-        let mut phases = SCRATCH.take(conv.c_in * BLOCK * BLOCK * cut.area());
-        let mut ring = SCRATCH.take(POINTS * 3 * conv.c_in * chunk);
-        let mut products = SCRATCH.take(POINTS * c_out * chunk);
-        let mut outputs = SCRATCH.take(BLOCK * BLOCK * chunk);
+        let [mut phases, mut ring, mut products, mut outputs] = scratch.map(|len| SCRATCH.take(len));
         let [start, end] = task.planes;
         let mut next = start;
         for z in start..end {
@@ -207,10 +224,13 @@ fn transform_weights(
     conv: &Correlation,
     lanes: usize,
     weight: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync,
-) -> Vec<f32> {
+) -> Buffer<'static> {
     let taps = 3 * conv.c_in;
     let blocks = conv.c_out.div_ceil(lanes);
-    let mut weights = vec![0.0; POINTS * blocks * taps * lanes];
+    let mut weights = SCRATCH.take(weights_len(conv));
+    if !conv.c_out.is_multiple_of(lanes) {
+        weights.fill(0.0); // channels that are not there
+    }
     let filter = transforms::filter;
     for co in 0..conv.c_out {
         for ci in 0..conv.c_in {
@@ -227,6 +247,11 @@ fn transform_weights(
         }
     }
     weights
+}
+
+/// Values of the transformed weights.
+fn weights_len(conv: &Correlation) -> usize {
+    POINTS * 3 * conv.c_in * conv.c_out.next_multiple_of(conv.isa.channels())
 }
 
 /// For each of the 36 points, the sum over kz and ci of weights times transformed planes.
