@@ -96,6 +96,10 @@ pub enum Fault {
     Dead,
     /// The object is there, the reply is lost, and the store's own retry meets the object.
     LostReply,
+    /// The object is there, the connection breaks, and the store does not try again.
+    BrokenReply,
+    /// The object is not there, and the store refuses it because of another write that comes to nothing.
+    Conflict,
 }
 
 /// Passes everything to `inner`, except for the chosen write.
@@ -141,6 +145,14 @@ impl ObjectStore for Faulty {
                 self.inner.put_opts(at, data, opts).await?;
                 Err(Error::AlreadyExists { path: at.to_string(), source: "the retry met the object".into() })
             }
+            Fault::BrokenReply if write == self.at_write => {
+                self.inner.put_opts(at, data, opts).await?;
+                Err(Error::Generic { store: "faulty", source: "the connection was lost".into() })
+            }
+            Fault::Conflict if write == self.at_write => Err(Error::AlreadyExists {
+                path: at.to_string(),
+                source: "another write is under way".into(),
+            }),
             _ => self.inner.put_opts(at, data, opts).await,
         }
     }
