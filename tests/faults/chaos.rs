@@ -138,7 +138,7 @@ fn random_failures_change_nothing() {
     let steps = from_environment("JRS_CHAOS_STEPS", 60);
     let dice = Dice(from_environment("JRS_CHAOS_SEED", 1) | 1 << 40);
     let config = quick(steps);
-    let expected = undisturbed("undisturbed-chaos", &config);
+    let expected = undisturbed(&config);
     let mut chaos = Chaos::start(steps, &config, dice);
 
     let mut survived = BTreeMap::<&str, u32>::new();

@@ -3,6 +3,7 @@
 use crate::network::Network;
 use serde_json::Value;
 use std::cell::{Ref, RefCell};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::net::TcpListener;
@@ -83,20 +84,26 @@ pub fn cache() -> &'static Path {
         let root = folder("data");
         let [cohort, cache] = ["cohort", "cache"].map(|name| root.join(name));
         succeed(jrs().args(["phantom", "--preset", "tiny", "--out"]).arg(&cohort));
-        succeed(jrs().args(["prepare", "--spacing", "6", "--data"]).arg(&cohort).arg("--out").arg(&cache));
+        // Coarse, so that a validation takes no longer than a step.
+        succeed(jrs().args(["prepare", "--spacing", "9", "--data"]).arg(&cohort).arg("--out").arg(&cache));
         cache
     })
 }
 
-/// The model of an undisturbed run of `config` on one worker.
-pub fn undisturbed(name: &str, config: &str) -> Vec<u8> {
-    let root = folder(name);
-    let settings = root.join("run.toml");
-    std::fs::write(&settings, config).unwrap();
-    succeed(
-        jrs().arg("train").arg("--config").arg(&settings).arg("--data").arg(cache()).arg("--out").arg(&root),
-    );
-    bytes(&root.join("runs/default/model.safetensors"))
+/// The model of an undisturbed run of `config` on one worker. Tests of the same configuration share it.
+pub fn undisturbed(config: &str) -> &'static [u8] {
+    static MODELS: Mutex<BTreeMap<String, &'static [u8]>> = Mutex::new(BTreeMap::new());
+    let mut models = MODELS.lock().unwrap_or_else(PoisonError::into_inner);
+    let number = models.len();
+    models.entry(config.to_owned()).or_insert_with(|| {
+        let root = folder(&format!("undisturbed-{number}"));
+        let settings = root.join("run.toml");
+        std::fs::write(&settings, config).unwrap();
+        let mut train = jrs();
+        train.arg("train").arg("--config").arg(&settings).arg("--data").arg(cache()).arg("--out").arg(&root);
+        succeed(&mut train);
+        Box::leak(bytes(&root.join("runs/default/model.safetensors")).into_boxed_slice())
+    })
 }
 
 /// A run with its coordinator and workers. Everything still alive is killed when it is dropped.
