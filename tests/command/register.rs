@@ -1,7 +1,7 @@
 //! `jrs register` and `jrs evaluate`: every file is there and says what it should.
 
 use crate::support::{files_below, folder, last_json, run, text, tiny};
-use libjrs::engine::{CpuEngine, Engine, padded};
+use libjrs::engine::{Precision, on_cpu, padded};
 use libjrs::landmarks::{NamedPoint, read_points, write_points};
 use libjrs::model::Model;
 use libjrs::nifti::{read_image, read_labels};
@@ -86,7 +86,7 @@ fn tiles_join_without_a_seam() {
     let model = Model::load(&tiny().model).unwrap();
     let fixed = read_image(tiny().scan("s1", "ct.nii.gz")).unwrap();
     let padded = working_grid(&fixed.grid, model.manifest.preprocessing.spacing_mm).size.map(padded);
-    let half = CpuEngine::new(&model.generator).bytes(padded) / 2;
+    let half = on_cpu(&model.generator, Precision::F32).unwrap().bytes(padded) / 2;
     let (whole, tiled) = (dvf("whole", 4096), dvf("tiled", half >> 20));
     let largest = whole.u.iter().flatten().fold(0.0f32, |m, v| m.max(v.abs()));
     assert!(largest > 0.01, "a field of at most {largest} mm shows nothing");

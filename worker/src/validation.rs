@@ -3,7 +3,7 @@
 use crate::config::TrainConfig;
 use crate::nets::RunningStatistics;
 use jrs_data::cache::{Prepared, PreparedPair};
-use libjrs::engine::{CpuEngine, infer};
+use libjrs::engine::{Precision, infer, on_cpu};
 use libjrs::field::warp_labels;
 use libjrs::geometry::{Grid, mat_vec};
 use libjrs::metrics::surface_distances;
@@ -80,12 +80,12 @@ pub fn model(
 /// # Errors
 /// If inference fails.
 pub fn distances(model: &Model, pair: PreparedPair, prepared: &Prepared) -> Result<Vec<f64>> {
-    let engine = CpuEngine::new(&model.generator);
+    let engine = on_cpu(&model.generator, Precision::F32)?;
     let preprocessing = &model.manifest.preprocessing;
     let intensities =
         |hu: &[i16]| -> Vec<f32> { hu.iter().map(|&v| preprocessing.normalise(v.into())).collect() };
     let (fixed, moving) = (intensities(&pair.fixed), intensities(&pair.moving));
-    let along_axes = infer(&engine, &fixed, &moving, pair.grid.size, MAX_BYTES, Progress::SILENT)?;
+    let along_axes = infer(&*engine, &fixed, &moving, pair.grid.size, MAX_BYTES, Progress::SILENT)?;
     let field = DisplacementField { u: to_lps(&pair.grid, along_axes), grid: pair.grid.clone() };
     let fixed_labels = Volume::new(pair.grid.clone(), pair.fixed_labels);
     let moving_labels = Volume::new(pair.grid, pair.moving_labels);

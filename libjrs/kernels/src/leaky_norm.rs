@@ -171,15 +171,15 @@ impl Kernel for Moments<'_> {
         let (groups, rest) = self.x.as_chunks::<TOTALS>();
         for group in groups {
             for i in 0..TOTALS {
-                let a = leaky(group[i], self.slope) as f64;
-                sum[i] += a;
-                squares[i] += a * a;
+                let a = leaky(group[i], self.slope);
+                sum[i] += a as f64;
+                squares[i] += (a * a) as f64;
             }
         }
         for (i, &x) in rest.iter().enumerate() {
-            let a = leaky(x, self.slope) as f64;
-            sum[i] += a;
-            squares[i] += a * a;
+            let a = leaky(x, self.slope);
+            sum[i] += a as f64;
+            squares[i] += (a * a) as f64;
         }
         self.sums[0] += sum.iter().sum::<f64>();
         self.sums[1] += squares.iter().sum::<f64>();

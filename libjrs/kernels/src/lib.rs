@@ -22,6 +22,7 @@ pub mod memory;
 pub mod pool;
 mod shared;
 mod simd;
+mod unit;
 pub mod upsample_concat;
 pub mod warp;
 

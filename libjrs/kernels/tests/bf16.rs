@@ -1,8 +1,8 @@
-//! The bf16 convolution against its definition in f64, on the emulated unit and on the processor's where it has one.
+//! The convolution in bf16 and in sums of two bf16 against its definition in f64, on the emulated unit and on the processor's where it has one.
 
 use jrs_kernels::bf16::{
-    Activation, Filter, Head, Job, Output, Part, Plane, Taps, Unit, View, coarse_taps, convolve, paired_tap,
-    stack_images,
+    Activation, Filter, Format, Head, Job, Output, Part, Plane, Taps, Unit, View, coarse_taps, convolve,
+    paired_tap, stack_images,
 };
 use jrs_kernels::pool::Pool;
 
@@ -14,15 +14,25 @@ fn units() -> Vec<Unit> {
     std::iter::once(Unit::Emulated).chain(hardware).collect()
 }
 
+/// A format, and the steps of inputs and weights (see [`steps_of`]) that it holds exactly, as it does their products: that of two
+/// low terms is left out, so only one of the two has any.
+const FORMATS: [(Format, [usize; 2]); 3] =
+    [(Format::One, [8, 8]), (Format::Two, [512, 8]), (Format::Two, [8, 512])];
+
 /// Reproducible values k/8 with |k| <= 8: they, their products and sums are exact in f32, and so is the comparison.
 fn random(len: usize, seed: u64) -> Vec<f32> {
+    steps_of(8, len, seed)
+}
+
+/// The same with k/`steps`, |k| <= `steps`: 512 need more than the 8 bits of one bf16.
+fn steps_of(steps: usize, len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     (0..len)
         .map(|_| {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            ((state >> 33) % 17) as f32 / 8.0 - 1.0
+            ((state >> 33) % (2 * steps as u64 + 1)) as f32 / steps as f32 - 1.0
         })
         .collect()
 }
@@ -35,8 +45,8 @@ struct Volume {
 }
 
 impl Volume {
-    fn random(channels: usize, size: [usize; 3], seed: u64) -> Self {
-        Self { channels, size, data: random(channels * size.iter().product::<usize>(), seed) }
+    fn random(channels: usize, size: [usize; 3], steps: usize, seed: u64) -> Self {
+        Self { channels, size, data: steps_of(steps, channels * size.iter().product::<usize>(), seed) }
     }
 
     fn at(&self, c: usize, place: [isize; 3]) -> f64 {
@@ -46,11 +56,11 @@ impl Volume {
         if inside { self.data[((c * nz + z) * ny + y) * nx + x] as f64 } else { 0.0 }
     }
 
-    fn planes<'p>(&self, pool: &'p Pool) -> Vec<Plane<'p>> {
+    fn planes<'p>(&self, pool: &'p Pool, format: Format) -> Vec<Plane<'p>> {
         let [nz, ny, nx] = self.size;
         (0..nz)
             .map(|z| {
-                let mut plane = Plane::new(pool, self.channels, [ny, nx]);
+                let mut plane = Plane::new(pool, self.channels, [ny, nx], format);
                 let channel = |c: usize| &self.data[(c * nz + z) * ny * nx..][..ny * nx];
                 plane.fill_from(&(0..self.channels).flat_map(channel).copied().collect::<Vec<_>>());
                 plane
@@ -86,30 +96,44 @@ fn rounded(value: f32) -> f32 {
     ((value as f64 / unit).round_ties_even() * unit) as f32
 }
 
+/// What a format keeps of a value.
+fn kept(value: f32, format: Format) -> f32 {
+    let high = rounded(value);
+    match format {
+        Format::One => high,
+        Format::Two => high + rounded(value - high),
+    }
+}
+
 fn compare(plane: &Plane<'_>, expected: impl Fn(usize, usize, usize) -> f32, what: &str) {
     let [height, width] = plane.edges();
     for (i, &got) in plane.to_f32().iter().enumerate() {
         let (c, y, x) = (i / (height * width), i / width % height, i % width);
-        assert_eq!(got, rounded(expected(c, y, x)), "{what}: channel {c}, row {y}, column {x}");
+        assert_eq!(got, kept(expected(c, y, x), plane.format()), "{what}: channel {c}, row {y}, column {x}");
     }
 }
 
 fn check(c_in: usize, c_out: usize, edges: [usize; 2], stride: usize) {
-    let input = Volume::random(c_in, [3, edges[0], edges[1]], 1);
-    let weight = random(c_out * c_in * 27, 2);
+    FORMATS.iter().for_each(|&(format, steps)| check_in(format, steps, c_in, c_out, edges, stride));
+}
+
+fn check_in(format: Format, steps: [usize; 2], c_in: usize, c_out: usize, edges: [usize; 2], stride: usize) {
+    let input = Volume::random(c_in, [3, edges[0], edges[1]], steps[0], 1);
+    let weight = steps_of(steps[1], c_out * c_in * 27, 2);
     let at = |co: usize, ci: usize, [z, y, x]: [usize; 3]| weight[(co * c_in + ci) * 27 + z * 9 + y * 3 + x];
     // 16 channels are read in pairs, and at stride 1 written in pairs.
     let group_in = if c_in == 16 { 2 } else { 1 };
     let group_out = if stride == 1 { group_in } else { 1 };
     let filter = if group_in == 2 {
-        let taps = Taps { channels: 32, kernel: [3, 3, 2] };
-        Filter::new(group_out * c_out, &[taps], |_, co, ci, [z, y, pair]| {
+        let taps = Taps { channels: 32, kernel: [3, 3, 2], format };
+        Filter::new(format, group_out * c_out, &[taps], |_, co, ci, [z, y, pair]| {
             // At stride 2 the output in the middle of its three taps is the second of a pair.
             let output = if stride == 1 { co / c_out } else { 1 };
             paired_tap(output, pair, ci / 16).map_or(0.0, |x| at(co % c_out, ci % 16, [z, y, x]))
         })
     } else {
-        Filter::new(c_out, &[Taps { channels: c_in, kernel: [3; 3] }], |_, co, ci, tap| at(co, ci, tap))
+        let taps = Taps { channels: c_in, kernel: [3; 3], format };
+        Filter::new(format, c_out, &[taps], |_, co, ci, tap| at(co, ci, tap))
     };
     let a = activation(c_out, group_out);
     let padding = stride - 1;
@@ -127,9 +151,9 @@ fn check(c_in: usize, c_out: usize, edges: [usize; 2], stride: usize) {
         sum
     };
     let pool = Pool::new();
-    let planes = input.planes(&pool);
+    let planes = input.planes(&pool, format);
     for unit in units() {
-        let mut out = Plane::new(&pool, c_out, out_edges);
+        let mut out = Plane::new(&pool, c_out, out_edges, format);
         let view = View {
             planes: planes.iter().collect(),
             group: group_in,
@@ -139,7 +163,7 @@ fn check(c_in: usize, c_out: usize, edges: [usize; 2], stride: usize) {
         let parts = vec![Part { filter: &filter, inputs: vec![view] }];
         let output = Output::Plane(&mut out);
         convolve(unit, &a, &mut [Job { parts, lattices: [1, 1], group: group_out, output }]);
-        let what = format!("{c_in} to {c_out} channels, {edges:?}, stride {stride}, {unit:?}");
+        let what = format!("{c_in} to {c_out} channels, {edges:?}, stride {stride}, {format:?}, {unit:?}");
         compare(&out, |c, y, x| activate(&a, c, sum(c, y, x)), &what);
     }
 }
@@ -169,14 +193,18 @@ fn every_edge_from_3_to_40() {
 /// Nearest upsampling, concatenation with a cropped skip and a 3x3x3 convolution, in one.
 #[test]
 fn upsampled_inputs_are_read_in_place() {
+    FORMATS.iter().for_each(|&(format, steps)| upsampled_in(format, steps));
+}
+
+fn upsampled_in(format: Format, steps: [usize; 2]) {
     for (low_channels, skip_channels, c_out, crop, low_edges) in
         [(64, 32, 32, 4, [5, 6]), (32, 16, 16, 4, [3, 19]), (32, 32, 64, 0, [4, 3])]
     {
-        let low = Volume::random(low_channels, [2, low_edges[0], low_edges[1]], 1);
+        let low = Volume::random(low_channels, [2, low_edges[0], low_edges[1]], steps[0], 1);
         let edges = low_edges.map(|n| 2 * n);
-        let skip = Volume::random(skip_channels, [4, edges[0] + 2 * crop, edges[1] + 2 * crop], 2);
+        let skip = Volume::random(skip_channels, [4, edges[0] + 2 * crop, edges[1] + 2 * crop], steps[0], 2);
         let c_in = low_channels + skip_channels;
-        let weight: Vec<f32> = random(c_out * c_in * 27, 5).iter().map(|w| w / 2.0).collect();
+        let weight: Vec<f32> = steps_of(steps[1], c_out * c_in * 27, 5).iter().map(|w| w / 2.0).collect();
         let at =
             |co: usize, ci: usize, [z, y, x]: [usize; 3]| weight[(co * c_in + ci) * 27 + z * 9 + y * 3 + x];
         let sum = |parity: usize, co: usize, y: usize, x: usize| -> f64 {
@@ -199,16 +227,16 @@ fn upsampled_inputs_are_read_in_place() {
         let group = if skip_channels == 16 { 2 } else { 1 };
         let a = activation(c_out, group);
         let pool = Pool::new();
-        let (low_planes, skip_planes) = (low.planes(&pool), skip.planes(&pool));
+        let (low_planes, skip_planes) = (low.planes(&pool, format), skip.planes(&pool, format));
         for parity in 0..2 {
             let lattices = [2, 2 / group];
             let inputs = [
-                Taps { channels: low_channels, kernel: [2; 3] },
-                Taps { channels: group * skip_channels, kernel: [3, 3, 4 - group] },
+                Taps { channels: low_channels, kernel: [2; 3], format },
+                Taps { channels: group * skip_channels, kernel: [3, 3, 4 - group], format },
             ];
             let filters: Vec<Filter> = (0..lattices[0] * lattices[1])
                 .map(|i| {
-                    Filter::new(group * c_out, &inputs, |input, co, ci, [z, y, x]| {
+                    Filter::new(format, group * c_out, &inputs, |input, co, ci, [z, y, x]| {
                         let (second, co) = (co / c_out, co % c_out);
                         if input == 1 {
                             let tap =
@@ -245,10 +273,10 @@ fn upsampled_inputs_are_read_in_place() {
                 })
                 .collect();
             for unit in units() {
-                let mut out = Plane::new(&pool, c_out, edges.map(|n| n - 2));
+                let mut out = Plane::new(&pool, c_out, edges.map(|n| n - 2), format);
                 let output = Output::Plane(&mut out);
                 convolve(unit, &a, &mut [Job { parts: parts.clone(), lattices, group, output }]);
-                let what = format!("{low_channels} + {skip_channels} to {c_out} on {unit:?}");
+                let what = format!("{low_channels} + {skip_channels} to {c_out}, {format:?} on {unit:?}");
                 compare(&out, |c, y, x| activate(&a, c, sum(parity, c, y, x)), &what);
             }
         }
@@ -257,11 +285,11 @@ fn upsampled_inputs_are_read_in_place() {
 
 #[test]
 fn the_head_sees_unrounded_values() {
-    let input = Volume::random(16, [3, 6, 22], 1);
+    let input = Volume::random(16, [3, 6, 22], 8, 1);
     let weight = random(16 * 16 * 27, 2);
     let at = |co: usize, ci: usize, [z, y, x]: [usize; 3]| weight[(co * 16 + ci) * 27 + z * 9 + y * 3 + x];
-    let taps = Taps { channels: 32, kernel: [3, 3, 2] };
-    let filter = Filter::new(32, &[taps], |_, co, ci, [z, y, pair]| {
+    let taps = Taps { channels: 32, kernel: [3, 3, 2], format: Format::One };
+    let filter = Filter::new(Format::One, 32, &[taps], |_, co, ci, [z, y, pair]| {
         paired_tap(co / 16, pair, ci / 16).map_or(0.0, |x| at(co % 16, ci % 16, [z, y, x]))
     });
     let a = activation(16, 2);
@@ -271,7 +299,7 @@ fn the_head_sees_unrounded_values() {
         bias: [0.5, -0.25, 1.0],
     };
     let pool = Pool::new();
-    let planes = input.planes(&pool);
+    let planes = input.planes(&pool, Format::One);
     for unit in units() {
         let mut u = [(); 3].map(|_| vec![f32::NAN; 4 * 20]);
         let [x, y, z] = &mut u;
@@ -305,7 +333,7 @@ fn stacked_images_keep_sixteen_bits() {
     let edges = [5, 7];
     let images = [0.1f32, -0.7].map(|s| (0..35).map(|i| (i as f32 * 0.37 + s).sin()).collect::<Vec<_>>());
     let pool = Pool::new();
-    let mut plane = Plane::zero(&pool, 16, [3, 7]);
+    let mut plane = Plane::zero(&pool, 16, [3, 7], Format::One);
     stack_images([&images[0], &images[1]], edges, &mut plane);
     let got = plane.to_f32();
     let at = |channel: usize, y: usize, x: usize| got[(channel * 3 + y) * 7 + x];
@@ -322,9 +350,11 @@ fn stacked_images_keep_sixteen_bits() {
 
 #[test]
 fn same_bits_for_any_number_of_threads() {
-    let input = Volume::random(32, [3, 40, 35], 1);
+    let input = Volume::random(32, [3, 40, 35], 512, 1);
     let weight = random(32 * 32 * 27, 2);
-    let filter = Filter::new(32, &[Taps { channels: 32, kernel: [3; 3] }], |_, co, ci, [z, y, x]| {
+    let format = Format::Two;
+    let taps = Taps { channels: 32, kernel: [3; 3], format };
+    let filter = Filter::new(format, 32, &[taps], |_, co, ci, [z, y, x]| {
         weight[(co * 32 + ci) * 27 + z * 9 + y * 3 + x] * 0.37
     });
     let a = activation(32, 1);
@@ -332,8 +362,8 @@ fn same_bits_for_any_number_of_threads() {
         let run = |threads: usize| {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
                 let pool = Pool::new();
-                let planes = input.planes(&pool);
-                let mut out = Plane::new(&pool, 32, [38, 33]);
+                let planes = input.planes(&pool, format);
+                let mut out = Plane::new(&pool, 32, [38, 33], format);
                 let view = View { planes: planes.iter().collect(), group: 1, origin: [0; 2], step: [1; 2] };
                 let parts = vec![Part { filter: &filter, inputs: vec![view] }];
                 let output = Output::Plane(&mut out);

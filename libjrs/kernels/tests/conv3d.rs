@@ -1,5 +1,6 @@
 //! The convolution and its gradients against a naive f64 reference, on every instruction set at hand.
 
+use jrs_kernels::bf16::Unit;
 use jrs_kernels::{Conv3d, Epilogue, Isa};
 
 /// Reproducible values in [-1, 1).
@@ -74,7 +75,8 @@ fn check(conv: Conv3d, seed: u64) {
         .map(|(i, &v)| scale[channel(i)] as f64 * v.max(0.2 * v) + shift[channel(i)] as f64)
         .collect();
 
-    for isa in Isa::available() {
+    // The emulated unit shows everywhere what is not instructions.
+    for isa in Isa::available().into_iter().chain([Isa::Matrix(Unit::Emulated)]) {
         let within = |what: &str, got: &[f32], want: &[f64]| {
             let error = error(got, want);
             assert!(error < 1e-5, "{what} of {conv:?} on {isa:?}: relative error {error:e}");

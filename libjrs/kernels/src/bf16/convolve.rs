@@ -6,7 +6,8 @@ use rayon::prelude::*;
 
 use super::filter::{Filter, Step, Taps};
 use super::plane::{BORDER, Plane};
-use super::tile::{ROWS, Segment, Sums, TILES, Unit, product, with_tiles};
+use super::split;
+use crate::unit::{ROWS, Segment, Sums, TILES, Unit, product, with_tiles};
 
 /// Bytes of a plane's part in a task. A task takes its part of all planes at hand, one after another, so that what several of
 /// them read comes from the L2 cache.
@@ -60,7 +61,7 @@ pub struct Head {
 /// Where the results of a plane go.
 #[derive(Debug)]
 pub enum Output<'a, 'p> {
-    /// Rounded, as the input of a next layer.
+    /// In its format, as the input of a next layer.
     Plane(&'a mut Plane<'p>),
     /// Through the head, one `[y][x]` plane of `edges` per component.
     Displacement {
@@ -130,14 +131,21 @@ impl<'a> Job<'a, '_> {
         assert!(whole, "{height} x {width} outputs in lattices of {lattices:?}, groups of {group}");
         let lattice = [height / lattices[0], width / lattices[1] / group];
         self.parts.iter().for_each(|part| part.check(c_out, lattice));
-        let row_bytes = 2 * lattices[0] * width * self.parts[0].inputs[0].planes[0].channels();
+        let read = self.parts[0].inputs[0].planes[0];
+        let row_bytes = 2 * lattices[0] * width * read.channels() * read.format().terms();
         let band = (BAND / row_bytes / TILES).clamp(2, 6) * TILES;
         let band_rows = band * lattices[0];
         let targets: Vec<Target<'b>> = match &mut self.output {
             Output::Plane(plane) => {
                 let (pitch, channels) = (plane.pitch(), plane.channels());
-                let rows = plane.rows_mut().chunks_mut(band_rows * pitch);
-                rows.map(|rows| Target::Voxels { rows, pitch, channels }).collect()
+                let mut terms = plane.rows_mut().map(|rows| rows.chunks_mut(band_rows * pitch));
+                let high = terms.next().expect("a plane has high terms");
+                let mut low = terms.next();
+                high.map(|high| {
+                    let low = low.as_mut().map(|low| low.next().expect("as many rows as of high terms"));
+                    Target::Voxels { high, low, pitch, channels }
+                })
+                .collect()
             }
             Output::Displacement { head, u, .. } => {
                 let [x, y, z] = u.each_mut().map(|u| u.chunks_mut(band_rows * width));
@@ -169,8 +177,8 @@ impl Part<'_> {
             assert_eq!(view.planes.len(), taps.kernel[0], "planes");
             assert!(matches!(view.group, 1 | 2) && view.group * view.step[1] <= 2, "groups");
             for plane in &view.planes {
-                let shape = (view.group * plane.channels(), plane.edges());
-                assert_eq!(shape, (taps.channels, first.edges()), "input plane");
+                let shape = (view.group * plane.channels(), plane.edges(), plane.format());
+                assert_eq!(shape, (taps.channels, first.edges(), taps.format), "input plane");
             }
             let [height, width] = first.edges();
             assert!(width.is_multiple_of(view.group), "{width} columns in groups of {}", view.group);
@@ -199,7 +207,7 @@ struct Task<'a> {
 
 /// Where a task writes: output rows from `lattices[0] * rows.start` on.
 enum Target<'a> {
-    Voxels { rows: &'a mut [u16], pitch: usize, channels: usize },
+    Voxels { high: &'a mut [u16], low: Option<&'a mut [u16]>, pitch: usize, channels: usize },
     Displacement { head: &'a Head, width: usize, u: [&'a mut [f32]; 3] },
 }
 
@@ -255,9 +263,10 @@ impl Task<'_> {
         for (i, sums) in (place[0]..self.rows.end).zip(sums.0.as_chunks_mut().0) {
             let row = self.lattices[0] * (i - self.rows.start) + parity[0];
             match &mut self.target {
-                Target::Voxels { rows, pitch, channels } => {
+                Target::Voxels { high, low, pitch, channels } => {
                     let from = row * *pitch + (BORDER + column) * *channels + 16 * block;
-                    store_voxels(self.unit, sums, &act, count, &mut rows[from..], step * *channels);
+                    let low = low.as_mut().map(|low| &mut low[from..]);
+                    store_voxels(self.unit, sums, &act, count, &mut high[from..], low, step * *channels);
                 }
                 Target::Displacement { head, width, u } => {
                     let values = components(self.unit, sums, &act, head);
@@ -310,7 +319,8 @@ fn byte_offsets((view, (_, steps)): (&View<'_>, &(Taps, Vec<Step>))) -> Vec<isiz
     let start = |plane: &Plane<'_>| plane.values().as_ptr().addr() as isize;
     let pitch = view.planes[0].pitch();
     let offset = |step: &Step| {
-        let within = step.dy * pitch + step.dx * view.channels() + step.channel;
+        let term = step.term * view.planes[0].low();
+        let within = term + step.dy * pitch + step.dx * view.channels() + step.channel;
         start(view.planes[step.plane]) - start(view.planes[0]) + 2 * within as isize
     };
     steps.iter().map(offset).collect()
@@ -342,26 +352,33 @@ impl<'a> Lanes<'a> {
     }
 }
 
-/// Activates and rounds the first `count` voxels of a tile to places `stride` values apart.
+/// Activates the first `count` voxels of a tile and rounds them to places `stride` values apart; what is left goes to `low`.
 fn store_voxels(
     unit: Unit,
     sums: &mut [f32; ROWS * 16],
     act: &Lanes<'_>,
     count: usize,
-    to: &mut [u16],
+    high: &mut [u16],
+    mut low: Option<&mut [u16]>,
     stride: usize,
 ) {
-    assert!(to.len() >= (count - 1) * stride + 16);
+    let room = (count - 1) * stride + 16;
+    assert!(high.len() >= room && low.as_ref().is_none_or(|low| low.len() >= room));
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if unit == Unit::Amx {
         // SAFETY: that unit comes with AVX-512 (checked before it is chosen).
-        return unsafe { super::amx::store_voxels(sums, act, count, to, stride) };
+        return unsafe { super::avx512::store_voxels(sums, act, count, high, low, stride) };
     }
     let _ = unit;
     act.apply(sums);
-    for (voxel, to) in sums.as_chunks::<16>().0.iter().zip(to.chunks_mut(stride)).take(count) {
-        for (to, &value) in to.iter_mut().zip(voxel) {
-            *to = super::round(value);
+    for (row, voxel) in sums.as_chunks::<16>().0.iter().enumerate().take(count) {
+        for (channel, &value) in voxel.iter().enumerate() {
+            let at = row * stride + channel;
+            let terms = split(value);
+            high[at] = terms[0];
+            if let Some(low) = &mut low {
+                low[at] = terms[1];
+            }
         }
     }
 }
@@ -371,7 +388,7 @@ fn components(unit: Unit, sums: &mut [f32; ROWS * 16], act: &Lanes<'_>, head: &H
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if unit == Unit::Amx {
         // SAFETY: that unit comes with AVX-512 (checked before it is chosen).
-        return unsafe { super::amx::components(sums, act, head) };
+        return unsafe { super::avx512::components(sums, act, head) };
     }
     let _ = unit;
     act.apply(sums);

@@ -1,6 +1,7 @@
 //! Weights in the order in which the matrix unit reads them.
 
-use super::round;
+use super::{Format, split};
+use crate::unit::TILE;
 
 /// How a filter meets one of its inputs.
 #[derive(Clone, Copy, Debug)]
@@ -9,18 +10,22 @@ pub struct Taps {
     pub channels: usize,
     /// Kernel edges z, y, x.
     pub kernel: [usize; 3],
+    /// Of the input.
+    pub format: Format,
 }
 
-/// Where a K step reads, from the place of the output: 32 values from there.
+/// Where a K step reads, from the place of the output: 32 values from there; and which terms it multiplies, 0 high and 1 low.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
+    pub term: usize,
+    pub weight_term: usize,
     pub plane: usize,
     pub dy: usize,
     pub dx: usize,
     pub channel: usize,
 }
 
-/// Weights from one or two inputs to some output channels, in bf16.
+/// Weights from one or two inputs to some output channels.
 #[derive(Debug)]
 pub struct Filter {
     c_out: usize,
@@ -41,16 +46,14 @@ pub fn paired_tap(output: usize, pair: usize, input: usize) -> Option<usize> {
     (2 * pair + input).checked_sub(output).filter(|&tap| tap < 3)
 }
 
-/// Values of a tile of weights.
-pub(super) const TILE: usize = 16 * 32;
-
 impl Filter {
-    /// Packs `weight(input, c_out, c_in, [kz, ky, kx])`.
+    /// Packs `weight(input, c_out, c_in, [kz, ky, kx])` in a format.
     ///
     /// # Panics
     /// If a number of channels does not fit the unit (see [`Taps`]; `c_out` is a multiple of 16, inputs of 32), or there are no
     /// inputs or more than two.
     pub fn new(
+        format: Format,
         c_out: usize,
         inputs: &[Taps],
         weight: impl Fn(usize, usize, usize, [usize; 3]) -> f32,
@@ -59,7 +62,7 @@ impl Filter {
         assert!(matches!(inputs.len(), 1 | 2), "{} inputs", inputs.len());
         let mut filter = Self {
             c_out,
-            inputs: inputs.iter().map(|&taps| (taps, steps(taps))).collect(),
+            inputs: inputs.iter().map(|&taps| (taps, steps(taps, format))).collect(),
             weights: Vec::new(),
         };
         for block in 0..c_out / 16 {
@@ -68,7 +71,7 @@ impl Filter {
                     for i in 0..TILE {
                         let (pair, co, part) = (i / 32, 16 * block + i / 2 % 16, i % 2);
                         let (ci, tap) = (step.channel + 2 * pair + part, [step.plane, step.dy, step.dx]);
-                        filter.weights.push(round(weight(input, co, ci, tap)));
+                        filter.weights.push(split(weight(input, co, ci, tap))[step.weight_term]);
                     }
                 }
             }
@@ -92,15 +95,19 @@ impl Filter {
     }
 }
 
-fn steps(taps: Taps) -> Vec<Step> {
-    let Taps { channels, kernel: [kz, ky, kx] } = taps;
+fn steps(taps: Taps, weights: Format) -> Vec<Step> {
+    let Taps { channels, kernel: [kz, ky, kx], format } = taps;
     assert!(channels.is_multiple_of(32) && channels > 0, "{channels} input channels");
     let mut steps = Vec::new();
     // Channels outermost: what the taps of 32 channels read fits the L1 cache.
     for channel in (0..channels).step_by(32) {
         for plane in 0..kz {
-            for dy in 0..ky {
-                steps.extend((0..kx).map(|dx| Step { plane, dy, dx, channel }));
+            for (dy, dx) in (0..ky).flat_map(|dy| (0..kx).map(move |dx| (dy, dx))) {
+                for (term, weight_term) in [(0, 0), (0, 1), (1, 0)] {
+                    if term < format.terms() && weight_term < weights.terms() {
+                        steps.push(Step { term, weight_term, plane, dy, dx, channel });
+                    }
+                }
             }
         }
     }

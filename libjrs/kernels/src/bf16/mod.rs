@@ -1,4 +1,4 @@
-//! Convolution in bf16 with f32 sums, for inference on processors with a matrix unit (AMX).
+//! Convolution in bf16 or with the accuracy of f32, for inference on processors with a matrix unit for bf16 (AMX).
 //!
 //! The unit multiplies tiles: 16 rows of 32 values by 32 rows of 16 columns, and adds to 16 x 16 sums in f32. With the channels of
 //! a voxel next to each other, a tile of inputs is 16 voxels of a row with 32 channels each, read right where they lie:
@@ -24,24 +24,54 @@
 //! every coarse voxel through one or two taps per axis, whose weights add up beforehand ([`coarse_taps`]): 8 taps instead of 27. So
 //! its outputs are computed as lattices ([`Job::lattices`]), each with weights of its own.
 //!
+//! **Accuracy of f32 from products of bf16** ([`Format::Two`]): a value is the sum of two bf16, high and low, which have 16 bits together.
+//! Of the four products of two such values `high * high + high * low + low * high` are added up, which are three K steps instead of
+//! one; the fourth is below the last bit. (Henry, Tang, Heinecke, *Leveraging the bfloat16 artificial intelligence datatype for
+//! higher-precision computations*, ARITH 2019.)
+//!
 //! [`Unit::Emulated`] does the same in plain Rust, slowly, so that everything but the instructions is tested everywhere.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-mod amx;
+mod avx512;
 mod convolve;
 mod filter;
 mod plane;
-mod tile;
 
 pub use convolve::{Activation, Head, Job, Output, Part, View, convolve};
 pub use filter::{Filter, Taps, coarse_taps, paired_tap};
 pub use plane::{Plane, stack_images};
-pub use tile::Unit;
+
+pub use crate::unit::Unit;
+
+/// How many bf16 a value is the sum of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One: 8 bits.
+    One,
+    /// Two, high and low: 16 bits.
+    Two,
+}
+
+impl Format {
+    /// How many.
+    pub fn terms(self) -> usize {
+        match self {
+            Format::One => 1,
+            Format::Two => 2,
+        }
+    }
+}
 
 /// The nearest bf16, ties to even; not for NaN.
 pub(crate) fn round(value: f32) -> u16 {
     let bits = value.to_bits();
     ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+/// High and low: the nearest bf16, and the nearest to what is left.
+pub(crate) fn split(value: f32) -> [u16; 2] {
+    let high = round(value);
+    [high, round(value - widen(high))]
 }
 
 /// The value of a bf16.

@@ -1,6 +1,6 @@
 //! One z-plane of a tensor, channels innermost.
 
-use super::{round, widen};
+use super::{Format, split, widen};
 use crate::pool::{Buffer, Pool};
 
 /// Values of f32 in a cache line: planes start on one.
@@ -11,12 +11,13 @@ pub(super) const BORDER: usize = 2;
 const SLACK: usize = 2 * 16 + 8;
 
 /// A plane `[y][x][channel]` of bf16, with zeros before its first row and before the first voxel of each row: a convolution
-/// padded by 1 reads it as it is.
+/// padded by 1 reads it as it is. In [`Format::Two`] the low terms are a second such plane behind that of the high ones.
 #[derive(Debug)]
 pub struct Plane<'p> {
     channels: usize,
     /// y, x.
     edges: [usize; 2],
+    format: Format,
     buffer: Buffer<'p>,
 }
 
@@ -25,30 +26,37 @@ impl<'p> Plane<'p> {
     ///
     /// # Panics
     /// If `channels` is not a multiple of 16.
-    pub fn new(pool: &'p Pool, channels: usize, edges: [usize; 2]) -> Self {
+    pub fn new(pool: &'p Pool, channels: usize, edges: [usize; 2], format: Format) -> Self {
         assert!(channels.is_multiple_of(16), "{channels} channels are no multiple of 16");
-        let mut plane = Self { channels, edges, buffer: pool.take(Self::floats(channels, edges)) };
+        let buffer = pool.take(Self::floats(channels, edges, format));
+        let mut plane = Self { channels, edges, format, buffer };
         let (pitch, [height, _]) = (plane.pitch(), edges);
-        let values = plane.values_mut();
-        values[..pitch].fill(0);
-        for y in 1..=height {
-            values[y * pitch..][..BORDER * channels].fill(0);
+        for values in plane.terms_mut() {
+            values[..pitch].fill(0);
+            for y in 1..=height {
+                values[y * pitch..][..BORDER * channels].fill(0);
+            }
+            // Weights of zero do not take away what is not a number.
+            values[(height + 1) * pitch..].fill(0);
         }
-        // Weights of zero do not take away what is not a number.
-        values[(height + 1) * pitch..].fill(0);
         plane
     }
 
     /// A plane of zeros: what padding along z reads.
-    pub fn zero(pool: &'p Pool, channels: usize, edges: [usize; 2]) -> Self {
-        let mut plane = Self::new(pool, channels, edges);
+    pub fn zero(pool: &'p Pool, channels: usize, edges: [usize; 2], format: Format) -> Self {
+        let mut plane = Self::new(pool, channels, edges, format);
         plane.buffer.fill(0.0);
         plane
     }
 
     /// Length of the buffer of such a plane, in units of f32.
-    pub fn floats(channels: usize, [height, width]: [usize; 2]) -> usize {
-        (((height + 1) * (width + BORDER) + SLACK) * channels).div_ceil(2) + LINE
+    pub fn floats(channels: usize, edges: [usize; 2], format: Format) -> usize {
+        format.terms() * term(channels, edges) / 2 + LINE
+    }
+
+    /// How its values are held.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// Channels of a voxel.
@@ -66,6 +74,11 @@ impl<'p> Plane<'p> {
         (self.edges[1] + BORDER) * self.channels
     }
 
+    /// Values from a high term to its low one.
+    pub(super) fn low(&self) -> usize {
+        term(self.channels, self.edges)
+    }
+
     /// All values, border and slack included; the first is that of voxel (-1, -2), on a cache line.
     pub(super) fn values(&self) -> &[u16] {
         let skip = to_line(self.buffer.as_ptr());
@@ -74,29 +87,36 @@ impl<'p> Plane<'p> {
         unsafe { std::slice::from_raw_parts(aligned.as_ptr().cast(), 2 * aligned.len()) }
     }
 
-    pub(super) fn values_mut(&mut self) -> &mut [u16] {
+    /// [`Plane::values`] of each term.
+    fn terms_mut(&mut self) -> impl Iterator<Item = &mut [u16]> {
+        let (low, terms) = (self.low(), self.format.terms());
         let skip = to_line(self.buffer.as_ptr());
         let aligned = &mut self.buffer[skip..];
         // SAFETY: as in `values`; the slice is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(aligned.as_mut_ptr().cast(), 2 * aligned.len()) }
+        let values =
+            unsafe { std::slice::from_raw_parts_mut(aligned.as_mut_ptr().cast(), 2 * aligned.len()) };
+        values.chunks_exact_mut(low).take(terms)
     }
 
-    /// The rows, border in front of each.
-    pub(super) fn rows_mut(&mut self) -> &mut [u16] {
+    /// The rows of each term, border in front of each.
+    pub(super) fn rows_mut(&mut self) -> impl Iterator<Item = &mut [u16]> {
         let (pitch, height) = (self.pitch(), self.edges[0]);
-        &mut self.values_mut()[pitch..][..height * pitch]
+        self.terms_mut().map(move |values| &mut values[pitch..][..height * pitch])
     }
 
     /// The voxels as f32, `[channel][y][x]`.
     pub fn to_f32(&self) -> Vec<f32> {
-        let ([height, width], values) = (self.edges, self.values());
-        let at =
-            |c: usize, y: usize, x: usize| values[(y + 1) * self.pitch() + (x + BORDER) * self.channels + c];
+        let [height, width] = self.edges;
+        let at = |c: usize, y: usize, x: usize| {
+            let first = (y + 1) * self.pitch() + (x + BORDER) * self.channels + c;
+            let terms = self.values()[first..].iter().step_by(self.low()).take(self.format.terms());
+            terms.map(|&term| widen(term)).sum()
+        };
         let place = |i: usize| (i / (height * width), i / width % height, i % width);
         (0..self.channels * height * width)
             .map(|i| {
                 let (c, y, x) = place(i);
-                widen(at(c, y, x))
+                at(c, y, x)
             })
             .collect()
     }
@@ -109,28 +129,26 @@ impl<'p> Plane<'p> {
         let ([height, width], channels) = (self.edges, self.channels);
         assert_eq!(source.len(), channels * height * width);
         let pitch = self.pitch();
-        for (i, &value) in source.iter().enumerate() {
-            let (c, y, x) = (i / (height * width), i / width % height, i % width);
-            self.rows_mut()[y * pitch + (x + BORDER) * channels + c] = round(value);
+        for (term, rows) in self.rows_mut().enumerate() {
+            for (i, &value) in source.iter().enumerate() {
+                let (c, y, x) = (i / (height * width), i / width % height, i % width);
+                rows[y * pitch + (x + BORDER) * channels + c] = split(value)[term];
+            }
         }
     }
 }
 
 /// The input of the first layer, from a plane of the fixed and one of the moving image, `[y][x]` of `edges`: voxel (y, x) of
-/// `to` (two rows fewer) holds rows y, y + 1 and y + 2 of both images, each value as a sum of two bf16 so that nothing of
-/// the images is rounded away: channel `4*row + 2*image + part`, and four of zeros. The kernel along y has become channels, so that the unit is
+/// `to` (two rows fewer, in [`Format::One`]) holds rows y, y + 1 and y + 2 of both images, high and low terms side by side so that
+/// nothing of the images is rounded away: channel `4*row + 2*image + term`, and four of zeros. The kernel along y has become channels, so that the unit is
 /// busy with two images.
 ///
 /// # Panics
 /// If the sizes do not fit.
 pub fn stack_images(images: [&[f32]; 2], edges: [usize; 2], to: &mut Plane<'_>) {
     let [height, width] = edges;
-    assert_eq!((to.channels, to.edges), (16, [height - 2, width]));
+    assert_eq!((to.channels, to.edges, to.format), (16, [height - 2, width], Format::One));
     assert!(images.iter().all(|image| image.len() == height * width));
-    let split = |value: f32| {
-        let high = round(value);
-        [high, round(value - widen(high))]
-    };
     let pack = |y: usize| -> Vec<[u16; 4]> {
         let [fixed, moving] = images.map(|image| &image[y * width..][..width]);
         fixed
@@ -142,7 +160,8 @@ pub fn stack_images(images: [&[f32]; 2], edges: [usize; 2], to: &mut Plane<'_>) 
     };
     let pitch = to.pitch();
     let mut rows = [Vec::new(), pack(0), pack(1)];
-    for (y, row) in to.rows_mut().chunks_exact_mut(pitch).enumerate() {
+    let values = to.rows_mut().next().expect("one term");
+    for (y, row) in values.chunks_exact_mut(pitch).enumerate() {
         rows.rotate_left(1);
         rows[2] = pack(y + 2);
         for (x, voxel) in
@@ -151,6 +170,11 @@ pub fn stack_images(images: [&[f32]; 2], edges: [usize; 2], to: &mut Plane<'_>) 
             *voxel = [rows[0][x], rows[1][x], rows[2][x], [0; 4]];
         }
     }
+}
+
+/// Values of one term with its border and slack, in whole cache lines.
+fn term(channels: usize, [height, width]: [usize; 2]) -> usize {
+    (((height + 1) * (width + BORDER) + SLACK) * channels).next_multiple_of(2 * LINE)
 }
 
 /// f32 values up to the next cache line.

@@ -25,9 +25,10 @@
 //! the same packed windows, four output channels by three taps at a time.
 //!
 //! 3x3x3 kernels at stride 1, where the network spends its time, go through `winograd` instead: fewer products, the same
-//! register tile.
+//! register tile. Where the processor has a matrix unit, gradients with enough channels go through `matrix`.
 
 mod correlate;
+mod matrix;
 mod weight_gradient;
 mod window;
 mod winograd;
@@ -235,16 +236,13 @@ impl Conv3d {
                 output,
                 placement: Placement { size: self.input, first: r, step: s },
             };
-            run(
-                &conv,
-                dy,
-                |ci, co, [tz, ty, tx]| {
-                    weight[self.weight_index(co, ci, z.1 - s * tz, y.1 - s * ty, x.1 - s * tx)]
-                },
-                &no_bias,
-                Epilogue::None,
-                dx,
-            );
+            let mirrored = |ci, co, [tz, ty, tx]: [usize; 3]| {
+                weight[self.weight_index(co, ci, z.1 - s * tz, y.1 - s * ty, x.1 - s * tx)]
+            };
+            match matrix::unit(isa, conv.c_in, conv.c_out) {
+                Some(unit) => matrix::input_gradient::run(unit, &conv, dy, mirrored, dx),
+                None => run(&conv, dy, mirrored, &no_bias, Epilogue::None, dx),
+            }
         }
     }
 
@@ -256,7 +254,10 @@ impl Conv3d {
     /// [`Conv3d::weight_gradient`] with a chosen instruction set.
     pub fn weight_gradient_on(&self, isa: Isa, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
         self.check(Some(x.len()), Some(dweight.len()), Some(dy.len()));
-        weight_gradient::run(self, isa, x, dy, dweight);
+        match matrix::unit(isa, self.c_in, self.c_out) {
+            Some(unit) if self.kernel == 3 => matrix::weight_gradient::run(unit, self, x, dy, dweight),
+            _ => weight_gradient::run(self, isa, x, dy, dweight),
+        }
     }
 
     /// `dbias`: gradient of the bias, the sum of `dy` per channel. Overwrites `dbias`.

@@ -5,6 +5,8 @@ mod x86;
 
 use std::sync::OnceLock;
 
+use crate::unit::Unit;
+
 #[cfg(target_arch = "x86_64")]
 use x86::{Avx2, Avx512};
 
@@ -17,6 +19,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512F: sixteen lanes.
     Avx512,
+    /// A matrix unit for gradients of convolutions with enough channels ([`crate::conv3d`]), vectors for everything else.
+    Matrix(Unit),
 }
 
 impl Isa {
@@ -33,6 +37,7 @@ impl Isa {
                 all.push(Isa::Avx512);
             }
         }
+        all.extend(Unit::hardware().map(Isa::Matrix));
         all
     }
 
@@ -42,22 +47,31 @@ impl Isa {
         *BEST.get_or_init(|| Isa::available().pop().unwrap_or(Isa::Portable))
     }
 
+    /// What computes where a matrix unit does not.
+    pub(crate) fn vectors(self) -> Isa {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Matrix(Unit::Amx) => Isa::Avx512, // which that unit comes with
+            Isa::Matrix(_) => Isa::Portable,
+            vectors => vectors,
+        }
+    }
+
     /// Lanes of one vector.
     pub(crate) fn lanes(self) -> usize {
-        match self {
+        match self.vectors() {
             Isa::Portable => Portable::LANES,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Avx512::LANES,
-            #[cfg(not(target_arch = "x86_64"))]
             _ => Portable::LANES,
         }
     }
 
     /// Output channels of one register tile.
     pub(crate) fn channels(self) -> usize {
-        match self {
+        match self.vectors() {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Avx512::CHANNELS,
             _ => Portable::CHANNELS,
@@ -70,7 +84,7 @@ impl Isa {
     /// If the processor lacks the instruction set.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) {
-        match self {
+        match self.vectors() {
             // SAFETY: plain Rust needs no processor feature.
             Isa::Portable => unsafe { kernel.run::<Portable>() },
             #[cfg(target_arch = "x86_64")]
@@ -85,7 +99,6 @@ impl Isa {
                 // SAFETY: the features were just detected.
                 unsafe { run_avx512(kernel) }
             }
-            #[cfg(not(target_arch = "x86_64"))]
             _ => panic!("{self:?} is not an instruction set of this processor"),
         }
     }

@@ -3,8 +3,7 @@
 use std::arch::asm;
 use std::sync::OnceLock;
 
-use super::convolve::{Head, Lanes};
-use super::tile::{ROWS, Segment, Sums};
+use super::{Pairs, Segment, Sums};
 
 /// Whether this process may use the tiles. Linux wants to be asked, because a thread's state grows by 8 KB.
 pub(super) fn permitted() -> bool {
@@ -61,61 +60,10 @@ pub(super) fn with_tiles<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// [`super::convolve`]'s way from sums to the next layer's voxels.
+/// The inner loop of a convolution.
 ///
 /// # Safety
-/// The processor must have AVX-512 with bf16. `to` has room for 16 values at each of `count` places, `stride` apart.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) unsafe fn store_voxels(
-    sums: &[f32; ROWS * 16],
-    act: &Lanes<'_>,
-    count: usize,
-    to: &mut [u16],
-    stride: usize,
-) {
-    use std::arch::x86_64::*;
-    // SAFETY: loads of 16 values from arrays of 16; the stores are inside `to` by the caller's promise.
-    unsafe {
-        let (bias, slope) = (_mm512_loadu_ps(act.bias.as_ptr()), _mm512_set1_ps(act.slope));
-        let (scale, shift) = (_mm512_loadu_ps(act.scale.as_ptr()), _mm512_loadu_ps(act.shift.as_ptr()));
-        for (row, voxel) in sums.as_chunks::<16>().0.iter().enumerate().take(count) {
-            let value = _mm512_add_ps(_mm512_loadu_ps(voxel.as_ptr()), bias);
-            let active = _mm512_max_ps(value, _mm512_mul_ps(slope, value));
-            let rounded = _mm512_cvtneps_pbh(_mm512_fmadd_ps(scale, active, shift));
-            to.as_mut_ptr().add(row * stride).cast::<__m256bh>().write_unaligned(rounded);
-        }
-    }
-}
-
-/// The head of [`super::convolve`] on a tile's voxels.
-///
-/// # Safety
-/// The processor must have AVX-512.
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn components(sums: &[f32; ROWS * 16], act: &Lanes<'_>, head: &Head) -> [[f32; ROWS]; 3] {
-    use std::arch::x86_64::*;
-    let mut to = [[0.0; ROWS]; 3];
-    // SAFETY: loads of 16 values from arrays of 16.
-    unsafe {
-        let (bias, slope) = (_mm512_loadu_ps(act.bias.as_ptr()), _mm512_set1_ps(act.slope));
-        let (scale, shift) = (_mm512_loadu_ps(act.scale.as_ptr()), _mm512_loadu_ps(act.shift.as_ptr()));
-        let weights = head.weight.each_ref().map(|w| _mm512_loadu_ps(w.as_ptr()));
-        for (i, voxel) in sums.as_chunks::<16>().0.iter().enumerate() {
-            let value = _mm512_add_ps(_mm512_loadu_ps(voxel.as_ptr()), bias);
-            let active = _mm512_max_ps(value, _mm512_mul_ps(slope, value));
-            let value = _mm512_fmadd_ps(scale, active, shift);
-            for c in 0..3 {
-                to[c][i] = head.bias[c] + _mm512_reduce_add_ps(_mm512_mul_ps(weights[c], value));
-            }
-        }
-    }
-    to
-}
-
-/// The inner loop.
-///
-/// # Safety
-/// As [`super::tile::product`].
+/// As [`super::product`].
 pub(super) unsafe fn product(segments: &[Segment], weights: &[u16], sums: &mut Sums) {
     assert!(!segments.is_empty());
     let segments = segments.as_ptr_range();
@@ -172,6 +120,56 @@ pub(super) unsafe fn product(segments: &[Segment], weights: &[u16], sums: &mut S
             offset = out(reg) _,
             base = out(reg) _,
             size = const size_of::<Segment>(),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    }
+}
+
+/// The inner loop of a weight gradient.
+///
+/// # Safety
+/// As [`super::outer`].
+pub(super) unsafe fn outer(pairs: &Pairs, offsets: &[isize], sums: &mut [[f32; 256]; 3]) {
+    assert!(!offsets.is_empty());
+    let offsets = offsets.as_ptr_range();
+    // SAFETY: reads 2 KB of `left` and three times 16 rows of 64 bytes of `right` per offset, valid by the caller's promise; writes
+    // three tiles of 1 KB, which is the size of `sums`.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "2:",
+            "mov {right}, [{next}]",
+            "add {right}, {base}",
+            "tileloadd tmm3, [{left} + {line}*1]",
+            "tileloadd tmm5, [{right} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm3, tmm5",
+            "tileloadd tmm6, [{right} + {stride}*1 + 64]",
+            "tdpbf16ps tmm1, tmm3, tmm6",
+            "tileloadd tmm7, [{right} + {stride}*1 + 128]",
+            "tdpbf16ps tmm2, tmm3, tmm7",
+            "tileloadd tmm4, [{left} + {line}*1 + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm5",
+            "tdpbf16ps tmm1, tmm4, tmm6",
+            "tdpbf16ps tmm2, tmm4, tmm7",
+            "add {left}, 2048",
+            "add {next}, 8",
+            "cmp {next}, {last}",
+            "jne 2b",
+            "tilestored [{sums} + {line}*1], tmm0",
+            "tilestored [{sums} + {line}*1 + 1024], tmm1",
+            "tilestored [{sums} + {line}*1 + 2048], tmm2",
+            next = inout(reg) offsets.start => _,
+            last = in(reg) offsets.end,
+            left = inout(reg) pairs.left => _,
+            base = in(reg) pairs.right,
+            stride = in(reg) pairs.stride,
+            sums = in(reg) sums.as_mut_ptr(),
+            line = in(reg) 64usize,
+            right = out(reg) _,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),

@@ -2,7 +2,7 @@
 //!
 //! Planes of 16 channels are read and written in pairs of voxels along x (`jrs_kernels::bf16`): all their edges are even.
 
-use jrs_kernels::bf16::{Activation, Filter, Head, Taps, coarse_taps, paired_tap};
+use jrs_kernels::bf16::{Activation, Filter, Format, Head, Taps, coarse_taps, paired_tap};
 
 use crate::engine::folded::FoldedLayer;
 use crate::model::GeneratorWeights;
@@ -30,19 +30,21 @@ pub(super) enum Filters {
 
 /// All blocks, and the head.
 pub(super) struct Network {
+    /// Of weights and activations.
+    pub format: Format,
     pub blocks: Vec<Block>,
     pub head: Head,
 }
 
 impl Network {
-    pub fn new(weights: &GeneratorWeights) -> Self {
+    pub fn new(weights: &GeneratorWeights, format: Format) -> Self {
         let mut blocks = Vec::new();
         let mut head = None;
         for (layer, trained) in GENERATOR.iter().zip(&weights.layers) {
             let FoldedLayer { weight, bias, norm } = FoldedLayer::new(trained);
             match norm {
                 Some((scale, shift)) => {
-                    let (filters, group) = filters(layer, &weight);
+                    let (filters, group) = filters(layer, &weight, format);
                     let each = |values: Vec<f32>| values.repeat(group);
                     let (bias, scale, shift) = (each(bias), each(scale), each(shift));
                     let activation = Activation { bias, slope: LEAKY_SLOPE, scale, shift };
@@ -57,23 +59,23 @@ impl Network {
                 }
             }
         }
-        Self { blocks, head: head.expect("the generator ends in a head") }
+        Self { format, blocks, head: head.expect("the generator ends in a head") }
     }
 }
 
 /// A block's filters, and how many voxels they compute as one.
-fn filters(layer: &Layer, weight: &[f32]) -> (Filters, usize) {
+fn filters(layer: &Layer, weight: &[f32], format: Format) -> (Filters, usize) {
     let at =
         |co: usize, ci: usize, [z, y, x]: [usize; 3]| weight[(co * layer.c_in + ci) * 27 + z * 9 + y * 3 + x];
     let c_out = layer.c_out;
     if let Some(join) = JOINS.iter().find(|join| join.before == layer.name) {
         let skip = GENERATOR.iter().find(|l| l.name == join.skip).expect("a layer of the table").c_out;
-        return joined(c_out, layer.c_in - skip, skip, at);
+        return joined(format, c_out, layer.c_in - skip, skip, at);
     }
     let first = layer.name == GENERATOR[0].name;
     if !first && layer.c_in != NARROW {
-        let taps = Taps { channels: layer.c_in, kernel: [3; 3] };
-        return (Filters::Plain(Filter::new(c_out, &[taps], |_, co, ci, tap| at(co, ci, tap))), 1);
+        let taps = Taps { channels: layer.c_in, kernel: [3; 3], format };
+        return (Filters::Plain(Filter::new(format, c_out, &[taps], |_, co, ci, tap| at(co, ci, tap))), 1);
     }
     // At stride 2 an output stands on the second of a pair, behind which its three taps end.
     let group = 2 / layer.stride;
@@ -82,8 +84,9 @@ fn filters(layer: &Layer, weight: &[f32]) -> (Filters, usize) {
         paired_tap(output, pair, ci / NARROW)
     };
     // The images are stacked (`stack_images`): the kernel along y has become channels, and every value is two.
-    let taps = Taps { channels: 2 * NARROW, kernel: [3, if first { 1 } else { 3 }, 2] };
-    let filter = Filter::new(group * c_out, &[taps], |_, co, ci, [z, y, pair]| {
+    let (kernel, of_input) = if first { ([3, 1, 2], Format::One) } else { ([3, 3, 2], format) };
+    let taps = Taps { channels: 2 * NARROW, kernel, format: of_input };
+    let filter = Filter::new(format, group * c_out, &[taps], |_, co, ci, [z, y, pair]| {
         let (x, channel) = (paired(co, pair, ci), ci % NARROW);
         match x {
             None => 0.0,
@@ -97,6 +100,7 @@ fn filters(layer: &Layer, weight: &[f32]) -> (Filters, usize) {
 
 /// Filters of a block whose input is `coarse` upsampled channels beside `skip` others.
 fn joined(
+    format: Format,
     c_out: usize,
     coarse: usize,
     skip: usize,
@@ -106,11 +110,11 @@ fn joined(
     // A pair of outputs is an even and an odd column.
     let lattices = [2, 2 / group];
     let inputs = [
-        Taps { channels: coarse, kernel: [2; 3] },
-        Taps { channels: group * skip, kernel: [3, 3, if group == 2 { 2 } else { 3 }] },
+        Taps { channels: coarse, kernel: [2; 3], format },
+        Taps { channels: group * skip, kernel: [3, 3, if group == 2 { 2 } else { 3 }], format },
     ];
     let filter = |odd_plane: usize, odd_row: usize, odd_column: usize| {
-        Filter::new(group * c_out, &inputs, |input, co, ci, [z, y, x]| {
+        Filter::new(format, group * c_out, &inputs, |input, co, ci, [z, y, x]| {
             let (of_group, co) = (co / c_out, co % c_out);
             if input == 1 {
                 let tap = if group == 2 { paired_tap(of_group, x, ci / skip) } else { Some(x) };

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use jrs_kernels::bf16::{Job, Output, Part, Plane, Unit, View, convolve, stack_images};
+use jrs_kernels::bf16::{Format, Job, Output, Part, Plane, Unit, View, convolve, stack_images};
 use jrs_kernels::pool::Pool;
 use rayon::prelude::*;
 
@@ -28,6 +28,7 @@ struct Counted<'p> {
     channels: usize,
     /// y, x.
     edges: [usize; 2],
+    format: Format,
     /// `None` while only sizes are counted.
     plane: Option<Plane<'p>>,
     memory: Rc<Memory>,
@@ -36,7 +37,7 @@ struct Counted<'p> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         let live = &self.memory.live;
-        live.set(live.get() - Plane::floats(self.channels, self.edges));
+        live.set(live.get() - Plane::floats(self.channels, self.edges, self.format));
     }
 }
 
@@ -121,8 +122,7 @@ impl<'p> Stream<'p> {
             stream.edges.push(edges);
             let mut window = Planes::new();
             if block.layer.padding == 1 {
-                let zero = |m: Machine<'p>| Plane::zero(m.pool, block.layer.c_in, edges);
-                window.push_back(Rc::new(stream.count(block.layer.c_in, edges, zero)));
+                window.push_back(Rc::new(stream.plane(block.layer.c_in, edges, network.format, Plane::zero)));
             }
             stream.windows.push(window);
             edges = edges.map(|n| block.layer.output(n));
@@ -131,16 +131,18 @@ impl<'p> Stream<'p> {
     }
 
     /// A plane made by `make`, unless only sizes are counted.
-    fn count(
+    fn plane(
         &self,
         channels: usize,
         edges: [usize; 2],
-        make: impl FnOnce(Machine<'p>) -> Plane<'p>,
+        format: Format,
+        make: impl FnOnce(&'p Pool, usize, [usize; 2], Format) -> Plane<'p>,
     ) -> Counted<'p> {
         let Memory { live, peak } = &*self.memory;
-        live.set(live.get() + Plane::floats(channels, edges));
+        live.set(live.get() + Plane::floats(channels, edges, format));
         peak.set(peak.get().max(live.get()));
-        Counted { channels, edges, plane: self.machine.map(make), memory: self.memory.clone() }
+        let plane = self.machine.map(|machine| make(machine.pool, channels, edges, format));
+        Counted { channels, edges, format, plane, memory: self.memory.clone() }
     }
 
     /// All planes through all blocks.
@@ -150,8 +152,9 @@ impl<'p> Stream<'p> {
         for first in (0..nz).step_by(slab) {
             let slab = first..nz.min(first + slab);
             let edges = [ny - 2, nx];
-            let fresh = |machine: Machine<'p>| Plane::new(machine.pool, NARROW, edges);
-            let mut inputs: Vec<_> = slab.clone().map(|_| self.count(NARROW, edges, fresh)).collect();
+            // Stacked images hold their low terms as channels.
+            let stacked = |_| self.plane(NARROW, edges, Format::One, Plane::new);
+            let mut inputs: Vec<_> = slab.clone().map(stacked).collect();
             if let Some(images) = images {
                 let planes: Vec<_> = inputs.iter_mut().filter_map(|input| input.plane.as_mut()).collect();
                 planes.into_par_iter().zip(slab.clone()).for_each(|(plane, z)| {
@@ -187,9 +190,8 @@ impl<'p> Stream<'p> {
         if i + 1 == self.network.blocks.len() {
             self.displacement(i, count, edges, out);
         } else {
-            let fresh = |machine: Machine<'p>| Plane::new(machine.pool, layer.c_out, edges);
-            let mut outputs: Vec<Counted<'p>> =
-                (0..count).map(|_| self.count(layer.c_out, edges, fresh)).collect();
+            let fresh = |_| self.plane(layer.c_out, edges, self.network.format, Plane::new);
+            let mut outputs: Vec<Counted<'p>> = (0..count).map(fresh).collect();
             if let Some(machine) = self.machine {
                 let mut jobs: Vec<Job<'_, '_>> = outputs
                     .iter_mut()

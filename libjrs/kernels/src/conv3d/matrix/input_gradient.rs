@@ -1,0 +1,138 @@
+//! The input gradient: a correlation of the outputs' gradient with mirrored, transposed weights.
+
+use rayon::prelude::*;
+
+use super::vectors;
+use super::window::{Bands, Part, Reading, Window};
+use crate::bf16::split;
+use crate::conv3d::correlate::{Correlation, Placement};
+use crate::shared::SharedMut;
+use crate::unit::{ROWS, Segment, Sums, TILE, TILES, Unit, product, with_tiles};
+
+/// Parts of a convolution, about, whatever the number of threads.
+const TASKS: usize = 32;
+
+/// `dx = correlation(dy)` at the placed voxels, as [`Correlation::run`] without bias.
+pub(in crate::conv3d) fn run(
+    unit: Unit,
+    conv: &Correlation,
+    dy: &[f32],
+    weight: impl Fn(usize, usize, [usize; 3]) -> f32,
+    dx: &mut [f32],
+) {
+    let reading = Reading {
+        c_in: conv.c_in,
+        input: conv.input,
+        start: conv.start,
+        stride: conv.stride,
+        kernel: conv.kernel,
+        output: conv.output,
+    };
+    let bands = Bands::new(reading, conv.batch, TASKS);
+    let weights = pack_weights(conv, weight);
+    let dx = SharedMut::new(dx);
+    bands.parts(conv.batch).into_par_iter().for_each(|part| {
+        let task = Task { unit, conv, bands: &bands, weights: &weights, part, dx: &dx };
+        with_tiles(unit, || task.run(dy));
+    });
+}
+
+/// `[block of 16 c_out][block of 16 c_in][kz][ky][kx]`, tiles for high and for low weights in turn.
+fn pack_weights(conv: &Correlation, weight: impl Fn(usize, usize, [usize; 3]) -> f32) -> Vec<u16> {
+    let [kz, ky, kx] = conv.kernel;
+    let mut tiles = Vec::new();
+    for (co, ci) in
+        (0..conv.c_out).step_by(16).flat_map(|co| (0..conv.c_in).step_by(16).map(move |ci| (co, ci)))
+    {
+        for tap in 0..kz * ky * kx {
+            let tap = [tap / (ky * kx), tap / kx % ky, tap % kx];
+            for term in 0..2 {
+                for (ci, co) in (ci..ci + 16).flat_map(|ci| (co..co + 16).map(move |co| (ci, co))) {
+                    let there = ci < conv.c_in && co < conv.c_out;
+                    let terms = split(if there { weight(co, ci, tap) } else { 0.0 });
+                    tiles.extend(if term == 0 { [terms[0]; 2] } else { [terms[1], 0] });
+                }
+            }
+        }
+    }
+    tiles
+}
+
+/// A part of the outputs.
+struct Task<'a> {
+    unit: Unit,
+    conv: &'a Correlation,
+    bands: &'a Bands,
+    weights: &'a [u16],
+    part: Part,
+    dx: &'a SharedMut<'a>,
+}
+
+impl Task<'_> {
+    fn run(&self, dy: &[f32]) {
+        let mut window = Window::new(self.unit, self.bands, self.part.clone());
+        for z in self.part.planes.clone() {
+            window.advance(dy, z);
+            self.plane(&window, z);
+        }
+    }
+
+    fn plane(&self, window: &Window<'_>, z: usize) {
+        let offsets = self.offsets(window, z);
+        let stride = self.conv.stride;
+        let line = offsets.as_ptr_range();
+        let first = window.row(0, 0);
+        let mut segment =
+            [Segment { first: line.start, last: line.end, stride: 64 * stride, bases: [first; TILES] }];
+        let mut sums = Sums([0.0; TILES * ROWS * 16]);
+        let rows = self.part.rows.len();
+        let weights = self.weights.chunks_exact(offsets.len() * TILE);
+        for column in (0..self.conv.output[2]).step_by(ROWS) {
+            for (block, weights) in weights.clone().enumerate() {
+                for row in (0..rows).step_by(TILES) {
+                    for t in 0..TILES {
+                        // Where there are not enough rows left the last is computed again.
+                        segment[0].bases[t] = window.row(stride * (row + t).min(rows - 1), stride * column);
+                    }
+                    // SAFETY: a window holds every tap of every output of its part and of the places with which the last
+                    // tile of a row is filled up; `weights` is a tile per offset. `run` has configured the tiles.
+                    unsafe { product(self.unit, &segment, weights, &mut sums) };
+                    for (i, sums) in (row..rows.min(row + TILES)).zip(sums.0.as_chunks_mut().0) {
+                        self.store(sums, 16 * block, [z, self.part.rows.start + i, column]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where the K steps read, in bytes from the window's first voxel.
+    fn offsets(&self, window: &Window<'_>, z: usize) -> Vec<isize> {
+        let [kz, ky, kx] = self.conv.kernel;
+        let mut offsets = Vec::new();
+        for (block, tap) in (0..self.bands.blocks()).flat_map(|b| (0..kz * ky * kx).map(move |tap| (b, tap)))
+        {
+            let [plane, dy, dx] = [tap / (ky * kx), tap / kx % ky, tap % kx];
+            offsets.extend([window.offset(z, plane, block, dy, dx); 2]);
+        }
+        offsets
+    }
+
+    /// Stores 16 voxels of 16 channels, from output (z, y, x) on.
+    fn store(&self, sums: &mut [f32; ROWS * 16], first_channel: usize, [z, y, x]: [usize; 3]) {
+        vectors::transpose(self.unit, sums);
+        let count = ROWS.min(self.conv.output[2] - x);
+        let Placement { size: [depth, height, width], first, step } = self.conv.placement;
+        let row = (first[0] + step * z) * height + first[1] + step * y;
+        for (co, values) in (first_channel..self.conv.c_out).zip(sums.as_chunks::<ROWS>().0) {
+            let plane = (self.part.batch * self.conv.c_out + co) * depth * height;
+            let at = (plane + row) * width + first[2] + step * x;
+            // SAFETY: tasks and tiles write different outputs; parities of the input gradient run one after another.
+            let to = unsafe { self.dx.slice(at, (count - 1) * step + 1) };
+            if let Ok(whole) = <&mut [f32; ROWS]>::try_from(&mut *to) {
+                *whole = *values;
+            } else {
+                to.iter_mut().step_by(step).zip(values).for_each(|(to, &value)| *to = value);
+            }
+        }
+    }
+}
