@@ -247,7 +247,9 @@ fn a_lone_survivor_has_time_for_its_longer_step() {
         step(Event::Committed { worker: worker(0), generation, updates, took: STEP });
     }
     let gone = |number: u8| Event::Detached { worker: worker(number), connection: u64::from(number) };
-    (1..4).for_each(|number| drop(step(gone(number))));
+    for number in 1..4 {
+        step(gone(number));
+    }
     let suspects = (1..4).map(worker).collect();
     let reason = "they closed their connections".to_owned();
     let alone = step(Event::Failed { worker: worker(0), generation, updates: 3, suspects, reason });

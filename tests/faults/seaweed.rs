@@ -32,7 +32,8 @@ impl Seaweed {
         }]});
         std::fs::write(root.join("s3.json"), identity.to_string()).unwrap();
         let listeners: Vec<_> = (0..8).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+        let ports: Vec<u16> =
+            listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
         drop(listeners);
         let process = spawn(&program, &root, &ports);
         let store = Self { program, root, ports, process };
@@ -108,7 +109,7 @@ fn program() -> Option<PathBuf> {
     None
 }
 
-fn spawn(program: &Path, root: &Path, ports: &Vec<u16>) -> Child {
+fn spawn(program: &Path, root: &Path, ports: &[u16]) -> Child {
     let mut command = Command::new(program);
     command.arg("mini").arg(format!("-dir={}", root.join("data").display()));
     command.args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-bucket=runs"]);
