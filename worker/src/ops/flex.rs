@@ -4,6 +4,7 @@ use super::{ConvSpec, Flex, FloatTensor, KernelOps, NetOps};
 use burn::backend::TensorMetadata;
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
+use jrs_kernels::memory::for_overwriting;
 use jrs_kernels::upsample_concat::UpsampleConcat;
 use jrs_kernels::warp::Warp;
 use jrs_kernels::{Conv3d, Epilogue, leaky_norm};
@@ -12,7 +13,7 @@ use libjrs::network::{BN_EPSILON, LEAKY_SLOPE};
 impl KernelOps for Flex {
     fn conv3d_forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, spec: ConvSpec) -> FlexTensor {
         let conv = convolution(&x, &weight, spec);
-        let mut y = vec![0.0; conv.output_len()];
+        let mut y = for_overwriting(conv.output_len());
         let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
         conv.forward(values(&x), values(&weight), values(&bias), Epilogue::None, &mut y);
         let [d, h, w] = conv.output();
@@ -26,7 +27,7 @@ impl KernelOps for Flex {
         spec: ConvSpec,
     ) -> FlexTensor {
         let conv = convolution(&x, &weight, spec);
-        let mut dx = vec![0.0; conv.input_len()];
+        let mut dx = for_overwriting(conv.input_len());
         let (weight, dy) = (weight.to_contiguous(), dy.to_contiguous());
         conv.input_gradient(values(&dy), values(&weight), &mut dx);
         tensor(dx, x.shape().to_vec())
@@ -72,7 +73,7 @@ impl KernelOps for Flex {
         let statistics = statistics.to_contiguous();
         let (mean, var) = halves(values(&statistics));
         let [_, _, d, h, w] = dims(&x);
-        let mut y = vec![0.0; values(&x).len()];
+        let mut y = for_overwriting(values(&x).len());
         leaky_norm::forward(
             values(&x),
             mean,
@@ -97,7 +98,7 @@ impl KernelOps for Flex {
         let statistics = statistics.to_contiguous();
         let (mean, var) = halves(values(&statistics));
         let [_, channels, d, h, w] = dims(&x);
-        let mut dx = vec![0.0; values(&x).len()];
+        let mut dx = for_overwriting(values(&x).len());
         let mut dparams = vec![0.0; 2 * channels];
         let (dgamma, dbeta) = dparams.split_at_mut(channels);
         leaky_norm::backward(
@@ -119,7 +120,7 @@ impl KernelOps for Flex {
     fn upsample_concat_forward(deep: FlexTensor, skip: FlexTensor, crop: usize) -> FlexTensor {
         let geometry = upsampling(&deep, &skip, crop);
         let (deep, skip) = (deep.to_contiguous(), skip.to_contiguous());
-        let mut y = vec![0.0; geometry.output_len()];
+        let mut y = for_overwriting(geometry.output_len());
         geometry.forward(values(&deep), values(&skip), &mut y);
         let [d, h, w] = geometry.output();
         tensor(y, vec![geometry.batch, geometry.c_up + geometry.c_skip, d, h, w])
@@ -133,8 +134,8 @@ impl KernelOps for Flex {
     ) -> (FlexTensor, FlexTensor) {
         let geometry = upsampling(&deep, &skip, crop);
         let dy = dy.to_contiguous();
-        let mut ddeep = vec![0.0; deep.shape().num_elements()];
-        let mut dskip = vec![0.0; skip.shape().num_elements()];
+        let mut ddeep = for_overwriting(deep.shape().num_elements());
+        let mut dskip = for_overwriting(skip.shape().num_elements());
         geometry.backward(values(&dy), &mut ddeep, &mut dskip);
         (tensor(ddeep, deep.shape().to_vec()), tensor(dskip, skip.shape().to_vec()))
     }
@@ -143,7 +144,7 @@ impl KernelOps for Flex {
         let geometry = warping(&source, &u, offset);
         let (source, u) = (source.to_contiguous(), u.to_contiguous());
         let [n, _, d, h, w] = dims(&u);
-        let mut y = vec![0.0; n * geometry.channels * d * h * w];
+        let mut y = for_overwriting(n * geometry.channels * d * h * w);
         geometry.forward(values(&source), values(&u), &mut y);
         tensor(y, vec![n, geometry.channels, d, h, w])
     }
@@ -151,7 +152,7 @@ impl KernelOps for Flex {
     fn warp_backward(source: FlexTensor, u: FlexTensor, dy: FlexTensor, offset: usize) -> FlexTensor {
         let geometry = warping(&source, &u, offset);
         let (source, u, dy) = (source.to_contiguous(), u.to_contiguous(), dy.to_contiguous());
-        let mut du = vec![0.0; values(&u).len()];
+        let mut du = for_overwriting(values(&u).len());
         geometry.backward(values(&source), values(&u), values(&dy), &mut du);
         tensor(du, u.shape().to_vec())
     }
