@@ -39,6 +39,8 @@ impl Backend {
             eprintln!("SKIPPED on S3: JRS_TEST_S3_URL is not set");
             return None;
         };
+        // As the crate does it for the stores that it opens itself.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let variables = std::env::vars().filter(|(key, _)| key.starts_with("AWS_"));
         let (store, prefix) = object_store::parse_url_opts(&url.parse().unwrap(), variables).unwrap();
