@@ -343,6 +343,15 @@ impl Cluster {
         self.lines(worker).iter().filter(|line| line["fields"]["message"] == message).count()
     }
 
+    /// Seconds that a worker's training waited for each of its checkpoints.
+    pub fn stalls(&self, worker: usize) -> Vec<f64> {
+        let lines = self.lines(worker);
+        let stalls = lines
+            .iter()
+            .filter(|line| line["fields"]["message"] == "training waited for the copy of its state");
+        stalls.filter_map(|line| line["fields"]["seconds"].as_f64()).collect()
+    }
+
     /// When a worker first said `message`.
     pub fn moment(&self, worker: usize, message: &str) -> f64 {
         let lines = self.lines(worker);
