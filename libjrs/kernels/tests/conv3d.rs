@@ -84,6 +84,9 @@ fn check(conv: Conv3d, seed: u64) {
         let mut out = vec![f32::NAN; y.len()];
         conv.forward_on(isa, &x, &weight, &bias, Epilogue::None, &mut out);
         within("forward", &out, &y);
+        out.fill(f32::NAN);
+        conv.forward_untracked_on(isa, &x, &weight, &bias, &mut out);
+        within("untracked forward", &out, &y);
         let epilogue = Epilogue::LeakyNorm { slope: 0.2, scale: &scale, shift: &shift };
         conv.forward_on(isa, &x, &weight, &bias, epilogue, &mut out);
         within("forward with epilogue", &out, &normed);

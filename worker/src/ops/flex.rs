@@ -12,12 +12,9 @@ use libjrs::network::{BN_EPSILON, LEAKY_SLOPE};
 
 impl KernelOps for Flex {
     fn conv3d_forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, spec: ConvSpec) -> FlexTensor {
-        let conv = convolution(&x, &weight, spec);
-        let mut y = for_overwriting(conv.output_len());
-        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
-        conv.forward(values(&x), values(&weight), values(&bias), Epilogue::None, &mut y);
-        let [d, h, w] = conv.output();
-        tensor(y, vec![conv.batch, conv.c_out, d, h, w])
+        convolve(x, weight, bias, spec, |conv, x, weight, bias, y| {
+            conv.forward(x, weight, bias, Epilogue::None, y);
+        })
     }
 
     fn conv3d_input_gradient(
@@ -165,7 +162,7 @@ impl NetOps for Flex {
         bias: FloatTensor<Self>,
         spec: ConvSpec,
     ) -> FloatTensor<Self> {
-        Self::conv3d_forward(x, weight, bias, spec)
+        convolve(x, weight, bias, spec, Conv3d::forward_untracked)
     }
 
     fn leaky_norm(
@@ -184,6 +181,22 @@ impl NetOps for Flex {
     fn warp(source: FloatTensor<Self>, u: FloatTensor<Self>, offset: usize) -> FloatTensor<Self> {
         Self::warp_forward(source, u, offset)
     }
+}
+
+/// A convolution plus bias by `run(conv, x, weight, bias, y)`.
+fn convolve(
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: FlexTensor,
+    spec: ConvSpec,
+    run: impl Fn(&Conv3d, &[f32], &[f32], &[f32], &mut [f32]),
+) -> FlexTensor {
+    let conv = convolution(&x, &weight, spec);
+    let mut y = for_overwriting(conv.output_len());
+    let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+    run(&conv, values(&x), values(&weight), values(&bias), &mut y);
+    let [d, h, w] = conv.output();
+    tensor(y, vec![conv.batch, conv.c_out, d, h, w])
 }
 
 fn convolution(x: &FlexTensor, weight: &FlexTensor, spec: ConvSpec) -> Conv3d {

@@ -25,7 +25,8 @@
 //! the same packed windows, four output channels by three taps at a time.
 //!
 //! 3x3x3 kernels at stride 1, where the network spends its time, go through `winograd` instead: fewer products, the same
-//! register tile. Where the processor has a matrix unit, gradients with enough channels go through `matrix`.
+//! register tile. Where the processor has a matrix unit, gradients and untracked passes with
+//! enough channels go through `matrix`.
 
 mod correlate;
 mod matrix;
@@ -131,8 +132,31 @@ impl Conv3d {
     ) {
         self.check(Some(x.len()), Some(weight.len()), Some(y.len()));
         self.check_epilogue(bias, epilogue);
+        run(&self.correlation(isa), x, self.reader(weight), bias, epilogue, y);
+    }
+
+    /// [`Conv3d::forward`] without epilogue, for passes through which no gradient goes: where a matrix unit makes it faster, 16
+    /// bits of every value count.
+    pub fn forward_untracked(&self, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+        self.forward_untracked_on(Isa::best(), x, weight, bias, y);
+    }
+
+    /// [`Conv3d::forward_untracked`] with a chosen instruction set.
+    pub fn forward_untracked_on(&self, isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+        match matrix::unit(isa, self.c_in, self.c_out) {
+            None => self.forward_on(isa, x, weight, bias, Epilogue::None, y),
+            Some(unit) => {
+                self.check(Some(x.len()), Some(weight.len()), Some(y.len()));
+                self.check_epilogue(bias, Epilogue::None);
+                matrix::correlate::run(unit, &self.correlation(isa), x, self.reader(weight), bias, y);
+            }
+        }
+    }
+
+    /// The forward pass.
+    fn correlation(&self, isa: Isa) -> Correlation {
         let output = self.output();
-        let conv = Correlation {
+        Correlation {
             isa,
             batch: self.batch,
             c_in: self.c_in,
@@ -143,15 +167,12 @@ impl Conv3d {
             kernel: [self.kernel; 3],
             output,
             placement: Placement { size: output, first: [0; 3], step: 1 },
-        };
-        run(
-            &conv,
-            x,
-            |co, ci, [kz, ky, kx]| weight[self.weight_index(co, ci, kz, ky, kx)],
-            bias,
-            epilogue,
-            y,
-        );
+        }
+    }
+
+    /// Reads a weight by output channel, input channel and tap.
+    fn reader<'a>(&'a self, weight: &'a [f32]) -> impl Fn(usize, usize, [usize; 3]) -> f32 + Sync + 'a {
+        |co, ci, [kz, ky, kx]| weight[self.weight_index(co, ci, kz, ky, kx)]
     }
 
     /// [`Conv3d::forward`] on planes of a volume that passes by: there is no padding along z (whoever needs it puts a plane of
@@ -174,27 +195,14 @@ impl Conv3d {
         self.check_epilogue(bias, epilogue);
         assert!(first + depth <= planes, "planes {first} to {} of {planes}", first + depth);
         assert_eq!(y.len(), self.batch * self.c_out * planes * height * width, "output");
-        let padding = -(self.padding as isize);
+        let whole = self.correlation(Isa::best());
         let conv = Correlation {
-            isa: Isa::best(),
-            batch: self.batch,
-            c_in: self.c_in,
-            c_out: self.c_out,
-            input: self.input,
-            start: [0, padding, padding],
-            stride: self.stride,
-            kernel: [self.kernel; 3],
+            start: [0, whole.start[1], whole.start[2]],
             output: [depth, height, width],
             placement: Placement { size: [planes, height, width], first: [first, 0, 0], step: 1 },
+            ..whole
         };
-        run(
-            &conv,
-            x,
-            |co, ci, [kz, ky, kx]| weight[self.weight_index(co, ci, kz, ky, kx)],
-            bias,
-            epilogue,
-            y,
-        );
+        run(&conv, x, self.reader(weight), bias, epilogue, y);
     }
 
     /// `dx`: gradient of the input, from the gradient `dy` of the output. Overwrites `dx`.
@@ -240,7 +248,7 @@ impl Conv3d {
                 weight[self.weight_index(co, ci, z.1 - s * tz, y.1 - s * ty, x.1 - s * tx)]
             };
             match matrix::unit(isa, conv.c_in, conv.c_out) {
-                Some(unit) => matrix::input_gradient::run(unit, &conv, dy, mirrored, dx),
+                Some(unit) => matrix::correlate::run(unit, &conv, dy, mirrored, &no_bias, dx),
                 None => run(&conv, dy, mirrored, &no_bias, Epilogue::None, dx),
             }
         }

@@ -19,7 +19,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512F: sixteen lanes.
     Avx512,
-    /// A matrix unit for gradients of convolutions with enough channels ([`crate::conv3d`]), vectors for everything else.
+    /// A matrix unit for gradients and untracked passes of convolutions with enough channels ([`crate::conv3d`]), vectors for everything else.
     Matrix(Unit),
 }
 

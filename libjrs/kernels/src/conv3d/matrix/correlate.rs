@@ -1,4 +1,4 @@
-//! The input gradient: a correlation of the outputs' gradient with mirrored, transposed weights.
+//! The correlation: an input gradient, or a forward pass that nobody differentiates.
 
 use rayon::prelude::*;
 
@@ -12,13 +12,14 @@ use crate::unit::{ROWS, Segment, Sums, TILE, TILES, Unit, product, with_tiles};
 /// Parts of a convolution, about, whatever the number of threads.
 const TASKS: usize = 32;
 
-/// `dx = correlation(dy)` at the placed voxels, as [`Correlation::run`] without bias.
+/// `y = correlation(x) + bias` at the placed voxels, as [`Correlation::run`].
 pub(in crate::conv3d) fn run(
     unit: Unit,
     conv: &Correlation,
-    dy: &[f32],
+    x: &[f32],
     weight: impl Fn(usize, usize, [usize; 3]) -> f32,
-    dx: &mut [f32],
+    bias: &[f32],
+    y: &mut [f32],
 ) {
     let reading = Reading {
         c_in: conv.c_in,
@@ -30,10 +31,10 @@ pub(in crate::conv3d) fn run(
     };
     let bands = Bands::new(reading, conv.batch, TASKS);
     let weights = pack_weights(conv, weight);
-    let dx = SharedMut::new(dx);
+    let y = SharedMut::new(y);
     bands.parts(conv.batch).into_par_iter().for_each(|part| {
-        let task = Task { unit, conv, bands: &bands, weights: &weights, part, dx: &dx };
-        with_tiles(unit, || task.run(dy));
+        let task = Task { unit, conv, bands: &bands, weights: &weights, bias, part, y: &y };
+        with_tiles(unit, || task.run(x));
     });
 }
 
@@ -64,15 +65,16 @@ struct Task<'a> {
     conv: &'a Correlation,
     bands: &'a Bands,
     weights: &'a [u16],
+    bias: &'a [f32],
     part: Part,
-    dx: &'a SharedMut<'a>,
+    y: &'a SharedMut<'a>,
 }
 
 impl Task<'_> {
-    fn run(&self, dy: &[f32]) {
+    fn run(&self, x: &[f32]) {
         let mut window = Window::new(self.unit, self.bands, self.part.clone());
         for z in self.part.planes.clone() {
-            window.advance(dy, z);
+            window.advance(x, z);
             self.plane(&window, z);
         }
     }
@@ -127,11 +129,11 @@ impl Task<'_> {
             let plane = (self.part.batch * self.conv.c_out + co) * depth * height;
             let at = (plane + row) * width + first[2] + step * x;
             // SAFETY: tasks and tiles write different outputs; parities of the input gradient run one after another.
-            let to = unsafe { self.dx.slice(at, (count - 1) * step + 1) };
+            let to = unsafe { self.y.slice(at, (count - 1) * step + 1) };
             if let Ok(whole) = <&mut [f32; ROWS]>::try_from(&mut *to) {
-                *whole = *values;
+                *whole = values.map(|value| value + self.bias[co]);
             } else {
-                to.iter_mut().step_by(step).zip(values).for_each(|(to, &value)| *to = value);
+                to.iter_mut().step_by(step).zip(values).for_each(|(to, &value)| *to = value + self.bias[co]);
             }
         }
     }
