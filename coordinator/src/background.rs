@@ -43,8 +43,11 @@ impl BackgroundSaver {
             let blobs: Vec<(&str, Bytes)> =
                 blobs.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
             let manifest = store.save_checkpoint(step, generation, cursor, &blobs)?;
-            if let Some(retention) = retention {
-                store.prune(retention)?;
+            // The checkpoint is there; what could not be removed is removed after the next one.
+            if let Some(retention) = retention
+                && let Err(error) = store.prune(retention)
+            {
+                tracing::warn!(%error, "old checkpoints could not be removed");
             }
             Ok(manifest)
         };

@@ -18,8 +18,8 @@ impl Bucket {
     /// # Errors
     /// If it is not understood or does not exist.
     pub fn open(url: &str) -> Result<Self> {
-        let Location { store, prefix, name, .. } = Location::parse(url, false)?;
-        Ok(Self { objects: Objects::new(store, prefix, name)? })
+        let Location { store, prefix, name, credentials, .. } = Location::parse(url, false)?;
+        Ok(Self { objects: Objects::new(store, prefix, name, credentials)? })
     }
 
     /// Where it is, for messages.

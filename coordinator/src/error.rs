@@ -16,8 +16,8 @@ pub enum Error {
     },
     /// The store refused or failed an operation, after the store's own retries.
     #[error(
-        "{object}: the store could not {action} it: {source}. Check that the store is reachable, that its credentials \
-         allow this, and that the disk is not full, then run the command again; saved checkpoints are untouched"
+        "{object}: the store could not {action} it: {source}. Check that the store is reachable, that its \
+         credentials{credentials} allow this, and that the disk is not full, then run the command again; saved checkpoints are untouched"
     )]
     Store {
         /// The object, with the location of its run.
@@ -26,6 +26,8 @@ pub enum Error {
         action: &'static str,
         /// What the store said.
         source: Box<object_store::Error>,
+        /// Where its credentials come from, in brackets; empty for a folder.
+        credentials: &'static str,
     },
     /// A new run was asked for under a name that is taken.
     #[error(

@@ -39,6 +39,7 @@
 mod background;
 mod bucket;
 mod checkpoint;
+mod cloud;
 pub mod decision;
 mod error;
 mod generation;

@@ -8,6 +8,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreScheme};
 use url::Url;
 
+use crate::cloud::{self, Kind};
 use crate::error::{Error, Result};
 
 /// A store that can be used, and where in it the runs are.
@@ -18,6 +19,8 @@ pub(crate) struct Location {
     pub(crate) folder: Option<PathBuf>,
     /// How messages call it: an absolute path or the URL.
     pub(crate) name: String,
+    /// Where its credentials come from, for messages; empty if it needs none.
+    pub(crate) credentials: &'static str,
 }
 
 impl Location {
@@ -61,30 +64,23 @@ impl Location {
             })?
             .with_fsync(true);
         let name = path.display().to_string();
-        Ok(Self { store: Arc::new(store), prefix: Path::ROOT, folder: Some(path), name })
+        Ok(Self { store: Arc::new(store), prefix: Path::ROOT, folder: Some(path), name, credentials: "" })
     }
 
     fn remote(text: &str, url: &Url) -> Result<Self> {
-        let (scheme, _) = ObjectStoreScheme::parse(url).map_err(|source| {
+        let (scheme, prefix) = ObjectStoreScheme::parse(url).map_err(|source| {
             Error::location(
                 text,
                 format!("this URL is not understood: {source}"),
                 "Use a folder, file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix",
             )
         })?;
-        // Each kind of store reads its own variables only, so that a stray TOKEN or REGION changes nothing.
-        let (variables, feature, built) = match scheme {
-            ObjectStoreScheme::Memory => ("", "", true),
-            ObjectStoreScheme::AmazonS3 => ("AWS_", "aws", cfg!(feature = "aws")),
-            ObjectStoreScheme::GoogleCloudStorage => ("GOOGLE_", "gcp", cfg!(feature = "gcp")),
-            ObjectStoreScheme::MicrosoftAzure => ("AZURE_", "azure", cfg!(feature = "azure")),
-            other => {
-                return Err(Error::location(
-                    text,
-                    format!("a store of the kind {other:?} cannot hold runs"),
-                    "Use a folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix",
-                ));
-            }
+        let Some(Kind { variables, credentials, feature, built }) = cloud::kind(&scheme) else {
+            return Err(Error::location(
+                text,
+                format!("a store of the kind {scheme:?} cannot hold runs"),
+                "Use a folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix",
+            ));
         };
         if !built {
             return Err(Error::location(
@@ -93,10 +89,7 @@ impl Location {
                 format!("Build it again with --features {feature}, or use a folder"),
             ));
         }
-        let options = std::env::vars_os()
-            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(key, _)| !variables.is_empty() && key.starts_with(variables));
-        let (store, prefix) = object_store::parse_url_opts(url, options).map_err(|source| {
+        let store = cloud::open(&scheme, url).map_err(|source| {
             Error::location(
                 text,
                 format!("the store cannot be opened: {source}"),
@@ -104,7 +97,7 @@ impl Location {
             )
         })?;
         let name = text.trim_end_matches('/').to_owned();
-        Ok(Self { store: Arc::from(store), prefix, folder: None, name })
+        Ok(Self { store, prefix, folder: None, name, credentials })
     }
 }
 

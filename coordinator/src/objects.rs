@@ -6,8 +6,15 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+
+/// Before a change is made again of which it is not known whether it was made.
+const PAUSES: [Duration; 3] =
+    [Duration::from_millis(100), Duration::from_millis(300), Duration::from_millis(900)];
+/// After this time it is not made again: the store itself has waited long enough.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The objects of one run. Training is synchronous, so the store's futures run on a small runtime of its own.
 #[derive(Debug)]
@@ -15,6 +22,7 @@ pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
     root: Path,
     location: String,
+    credentials: &'static str,
     runtime: Runtime,
 }
 
@@ -53,8 +61,13 @@ pub(crate) struct Listed {
 }
 
 impl Objects {
-    /// The objects below `root` in `store`; messages call the place `location`.
-    pub(crate) fn new(store: Arc<dyn ObjectStore>, root: Path, location: String) -> Result<Self> {
+    /// The objects below `root` in `store`; messages call the place `location`, and say where its `credentials` come from.
+    pub(crate) fn new(
+        store: Arc<dyn ObjectStore>,
+        root: Path,
+        location: String,
+        credentials: &'static str,
+    ) -> Result<Self> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|source| {
                 Error::location(
@@ -63,7 +76,7 @@ impl Objects {
                     "Raise the limit of open files",
                 )
             })?;
-        Ok(Self { store, root, location, runtime: Runtime(Some(runtime)) })
+        Ok(Self { store, root, location, credentials, runtime: Runtime(Some(runtime)) })
     }
 
     /// How messages call the run.
@@ -71,16 +84,36 @@ impl Objects {
         &self.location
     }
 
+    /// Where the store's credentials come from, in brackets; empty if it needs none.
+    pub(crate) fn credentials(&self) -> &'static str {
+        self.credentials
+    }
+
     /// Writes `bytes` under `key` unless something is there.
     pub(crate) fn create(&self, key: &str, bytes: Bytes) -> Result<Created> {
-        let options = PutOptions::from(PutMode::Create);
-        match self.runtime.block_on(self.store.put_opts(&self.path(key), bytes.into(), options)) {
-            Ok(_) => Ok(Created::Yes),
-            // Which of the two a cloud answers depends on the moment at which the other write ended.
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                Ok(Created::Exists)
+        let path = self.path(key);
+        let write = async || {
+            let options = PutOptions::from(PutMode::Create);
+            match self.store.put_opts(&path, bytes.clone().into(), options).await {
+                Ok(_) => Ok(Created::Yes),
+                // Which of the two a cloud answers depends on the moment at which the other write ended.
+                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                    self.exists(&path).await
+                }
+                Err(source) => Err(source),
             }
-            Err(source) => Err(self.failed(key, "create", source)),
+        };
+        self.runtime.block_on(settled(write)).map_err(|source| self.failed(key, "create", source))
+    }
+
+    /// A cloud also says that something exists while the write of another one is under way, which may come to nothing.
+    async fn exists(&self, path: &Path) -> object_store::Result<Created> {
+        match self.store.head(path).await {
+            Ok(_) => Ok(Created::Exists),
+            Err(object_store::Error::NotFound { source, .. }) => {
+                Err(object_store::Error::Generic { store: "conditional write", source })
+            }
+            Err(source) => Err(source),
         }
     }
 
@@ -115,7 +148,8 @@ impl Objects {
 
     /// Removes `key`; that it is gone already is fine.
     pub(crate) fn delete(&self, key: &str) -> Result<()> {
-        let deleted = self.runtime.block_on(self.store.delete(&self.path(key)));
+        let path = self.path(key);
+        let deleted = self.runtime.block_on(settled(async || self.store.delete(&path).await));
         self.found(key, "delete", deleted).map(|_| ())
     }
 
@@ -163,8 +197,29 @@ impl Objects {
     }
 
     fn failed(&self, key: &str, action: &'static str, source: object_store::Error) -> Error {
-        Error::Store { object: format!("{}/{key}", self.location), action, source: Box::new(source) }
+        Error::Store {
+            object: format!("{}/{key}", self.location),
+            action,
+            source: Box::new(source),
+            credentials: self.credentials,
+        }
     }
+}
+
+/// Makes a change again whose reply was lost. That is safe where the second one does nothing if the first one arrived: a
+/// create-only write then finds its own object, and the caller knows it by its content.
+async fn settled<T>(change: impl AsyncFn() -> object_store::Result<T>) -> object_store::Result<T> {
+    let began = Instant::now();
+    for pause in PAUSES {
+        match change().await {
+            Err(object_store::Error::Generic { source, .. }) if began.elapsed() < PATIENCE => {
+                tracing::debug!(%source, ?pause, "the store did not say whether it made this change; asking again");
+                tokio::time::sleep(pause).await;
+            }
+            settled => return settled,
+        }
+    }
+    change().await
 }
 
 /// SHA-256 of `bytes` in lower-case hexadecimal.

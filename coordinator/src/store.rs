@@ -30,8 +30,8 @@ pub struct RunStore {
 /// # Errors
 /// If the place is not understood, does not exist or fails.
 pub fn run_names(url: &str) -> Result<Vec<String>> {
-    let Location { store, prefix, name, .. } = Location::parse(url, false)?;
-    let runs = Objects::new(store, prefix.join("runs"), format!("{name}/runs"))?;
+    let Location { store, prefix, name, credentials, .. } = Location::parse(url, false)?;
+    let runs = Objects::new(store, prefix.join("runs"), format!("{name}/runs"), credentials)?;
     let mut names = runs.folders()?;
     names.retain(|name| layout::plain_name("a run", name).is_ok());
     names.sort();
@@ -66,7 +66,7 @@ impl RunStore {
     /// If `run` is not a plain name.
     pub fn with_store(store: Arc<dyn ObjectStore>, prefix: Path, run: &str) -> Result<Self> {
         let name = format!("{store}/{prefix}").trim_end_matches('/').to_owned();
-        Self::at(Location { store, prefix, folder: None, name }, run)
+        Self::at(Location { store, prefix, folder: None, name, credentials: "" }, run)
     }
 
     /// The run's name.
@@ -106,26 +106,28 @@ impl RunStore {
         let root = location.prefix.join("runs").join(run);
         let place = format!("{}/runs/{run}", location.name);
         let folder = location.folder.map(|folder| folder.join("runs").join(run));
-        Ok(Self { objects: Objects::new(location.store, root, place)?, folder, name: run.to_owned() })
+        let objects = Objects::new(location.store, root, place, location.credentials)?;
+        Ok(Self { objects, folder, name: run.to_owned() })
     }
 
     /// Writes a small object twice: the first write must succeed and the second be refused.
     fn probe(&self, url: &str) -> Result<()> {
         let key = format!("probe-{}", uuid::Uuid::new_v4().simple());
+        let unusable = |error| match error {
+            // A bucket that is away for the moment is no mistake of the user's.
+            Error::Store { source, .. } if self.folder.is_some() || refused(&source) => Error::location(
+                url,
+                format!("cannot be written to: {source}"),
+                format!(
+                    "Choose a place that you may write to, or check its permissions and credentials{}",
+                    self.objects.credentials()
+                ),
+            ),
+            other => other,
+        };
         let write = || {
-            self.objects.create(&key, Bytes::from_static(b"can this place be written to?\n")).map_err(
-                |error| {
-                    let problem = match error {
-                        Error::Store { source, .. } => format!("cannot be written to: {source}"),
-                        other => other.to_string(),
-                    };
-                    Error::location(
-                        url,
-                        problem,
-                        "Choose a place that you may write to, or check its permissions and credentials",
-                    )
-                },
-            )
+            let bytes = Bytes::from_static(b"can this place be written to?\n");
+            self.objects.create(&key, bytes).map_err(unusable)
         };
         let first = write()?;
         let second = write()?;
@@ -139,4 +141,10 @@ impl RunStore {
         }
         Ok(())
     }
+}
+
+/// Whether trying again is no use.
+fn refused(error: &object_store::Error) -> bool {
+    use object_store::Error::{NotFound, PermissionDenied, Unauthenticated};
+    matches!(error, PermissionDenied { .. } | Unauthenticated { .. } | NotFound { .. })
 }

@@ -41,7 +41,7 @@ conformance!(
     an_explicit_step_never_falls_back,
     when_everything_is_damaged_nothing_starts_afresh,
     a_save_that_dies_leaves_the_earlier_checkpoint,
-    a_lost_reply_is_success,
+    a_lost_or_doubtful_reply_is_success,
     the_same_step_twice_is_one_checkpoint,
     two_writers_with_other_content_conflict,
     a_damaged_checkpoint_is_replaced_by_the_next_save,
@@ -161,16 +161,24 @@ fn a_save_that_dies_leaves_the_earlier_checkpoint(backend: &Backend) {
     assert_eq!(backend.open().load_latest().unwrap().unwrap().manifest.step, 2);
 }
 
-fn a_lost_reply_is_success(backend: &Backend) {
-    for lost_at in 0..3 {
-        let step = 10 + lost_at as u64;
-        let store = backend.open_through(Faulty::new(&backend.store, Fault::LostReply, lost_at));
-        let saved = save(&store, step);
-        assert_eq!(backend.open().load_step(step).unwrap().manifest, saved);
+fn a_lost_or_doubtful_reply_is_success(backend: &Backend) {
+    let faults = [Fault::LostReply, Fault::BrokenReply, Fault::Conflict];
+    for (number, fault) in faults.into_iter().enumerate() {
+        for at_write in 0..3 {
+            let step = (10 * number + at_write) as u64;
+            let store = backend.open_through(Faulty::new(&backend.store, fault, at_write));
+            let saved = save(&store, step);
+            assert_eq!(backend.open().load_step(step).unwrap().manifest, saved, "{fault:?} at {at_write}");
+        }
+        let store = backend.open_through(Faulty::new(&backend.store, fault, 0));
+        let generation = number as u64 + 1;
+        assert_eq!(
+            store.claim_generation(generation, json!("a")).unwrap().generation,
+            generation,
+            "{fault:?}"
+        );
     }
     assert!(backend.open().orphans().unwrap().is_empty());
-    let store = backend.open_through(Faulty::new(&backend.store, Fault::LostReply, 0));
-    assert_eq!(store.claim_generation(1, json!("a")).unwrap().generation, 1);
 }
 
 fn the_same_step_twice_is_one_checkpoint(backend: &Backend) {

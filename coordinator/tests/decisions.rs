@@ -213,6 +213,74 @@ fn stragglers_are_judged_by_the_micro_batch() {
     assert_eq!(slow, [false, false, true, false]);
 }
 
+/// Three of four die, and a newcomer waits for the end of the step. The last one has four times the work now; it must not be
+/// put out for that, because nobody else has the state.
+#[test]
+fn a_lone_survivor_has_time_for_its_longer_step() {
+    const STEP: Duration = Duration::from_secs(10);
+    let mut state = State::new(Policy::new(4), cut(), 1, None, Duration::ZERO);
+    let mut now = Duration::ZERO;
+    let mut step = |event: Event| {
+        let (next, effects) = state.clone().step(event, now);
+        state = next;
+        for effect in effects {
+            if let jrs_coordinator::decision::Action::Claim { number, .. } = effect.action {
+                state = state.clone().step(Event::Claimed { number }, now).0;
+            }
+        }
+        now += Duration::from_millis(100);
+        state.generation()
+    };
+    let arrival = |number: u8| Arrival {
+        worker: worker(number),
+        connection: u64::from(number),
+        address: format!("host-{number}:7000"),
+        standing: Standing::Idle,
+        generation: 0,
+        updates: None,
+    };
+    let mut generation = 0;
+    for number in 0..4 {
+        generation = step(Event::Attached(arrival(number)));
+    }
+    for updates in 1..=3 {
+        step(Event::Committed { worker: worker(0), generation, updates, took: STEP });
+    }
+    let gone = |number: u8| Event::Detached { worker: worker(number), connection: u64::from(number) };
+    for number in 1..4 {
+        step(gone(number));
+    }
+    let suspects = (1..4).map(worker).collect();
+    let reason = "they closed their connections".to_owned();
+    let alone = step(Event::Failed { worker: worker(0), generation, updates: 3, suspects, reason });
+    assert!(alone > generation);
+    step(Event::Attached(arrival(4)));
+    // Until it reaches the end of its step, its heart beats and nothing else is heard of it.
+    let computing = |seconds: u64| Event::Heartbeat {
+        worker: worker(0),
+        generation: alone,
+        updates: 3,
+        phase: Phase::Work,
+        in_phase: Duration::from_secs(seconds),
+        compute: STEP,
+    };
+    for tenth in 0..900 {
+        step(computing(tenth / 10));
+        step(Event::Heartbeat {
+            worker: worker(4),
+            generation: 0,
+            updates: 0,
+            phase: Phase::Idle,
+            in_phase: Duration::ZERO,
+            compute: Duration::ZERO,
+        });
+        step(Event::Tick);
+    }
+    let both = step(Event::Stopped { worker: worker(0), generation: alone, updates: 4, leaving: false });
+    assert!(both > alone && !state.is_fenced(worker(0)));
+    assert_eq!(state.ranks().len(), 2);
+}
+
 fn worker(number: u8) -> WorkerId {
     Uuid::from_u128(u128::from(number) + 1)
 }

@@ -5,4 +5,9 @@
 mod chaos;
 mod cluster;
 mod coordinator;
+mod http;
+mod network;
+mod partition;
 mod promise;
+mod seaweed;
+mod store;

@@ -183,6 +183,13 @@ impl Trainer {
         self.config.sampling.batch / self.config.sampling.micro_batch
     }
 
+    /// Positions in the run's sample order of the next step's micro-batches `mine`.
+    pub fn positions(&self, mine: &Range<usize>) -> Range<u64> {
+        let (count, size) = (self.micro_batches() as u64, self.micro_batch() as u64);
+        let first = self.standing.cursor.updates * count;
+        (first + mine.start as u64) * size..(first + mine.end as u64) * size
+    }
+
     /// How the run ended, if there is nothing left to do.
     pub fn ended(&self) -> Option<Outcome> {
         let patience = self.config.validation.patience;
@@ -269,15 +276,12 @@ impl Trainer {
         let progress = iteration as f64 / self.config.iterations as f64;
 
         group.watch.enter(Phase::Data);
-        let (count, size) = (self.micro_batches() as u64, self.config.sampling.micro_batch as u64);
-        let first = updates * count;
-        let positions = (first + mine.start as u64) * size..(first + mine.end as u64) * size;
         let waiting = Instant::now();
-        let patches = self.feed.patches(positions, count * size)?;
+        let patches = self.feed.patches(self.positions(&mine), self.config.sampling.batch as u64)?;
         let data_wait = waiting.elapsed();
 
         group.watch.enter(Phase::Forward);
-        let share = Share { count: count as usize, mine, patches: &patches };
+        let share = Share { count: self.micro_batches(), mine, patches: &patches };
         let mut committed = if self.critic_is_next() {
             let updated = self.gan.update_critic(&share, progress, group)?;
             self.standing.cursor = Cursor { updates: updates + 1, iteration, critic_done: critic_done + 1 };

@@ -150,7 +150,11 @@ fn restore(store: &RunStore, which: Option<&str>, trainer: &mut Trainer) -> anyh
         }
     };
     match loaded {
-        Some(loaded) => trainer.restore(loaded.blob(STATE)?).map_err(Into::into),
+        Some(loaded) => {
+            let (updates, damaged) = (loaded.manifest.step, loaded.skipped.len());
+            tracing::info!(updates, damaged, "resuming from a checkpoint");
+            trainer.restore(loaded.blob(STATE)?).map_err(Into::into)
+        }
         None => {
             tracing::warn!("the run has no checkpoint yet; it starts from the beginning");
             Ok(())

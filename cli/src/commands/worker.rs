@@ -128,7 +128,8 @@ impl Keeper for StoreKeeper {
             None => self.store().load_latest().map_err(unusable)?,
         };
         let Some(loaded) = loaded else { return Ok(None) };
-        tracing::info!(updates = loaded.manifest.step, "resuming from a checkpoint");
+        let (updates, damaged) = (loaded.manifest.step, loaded.skipped.len());
+        tracing::info!(updates, damaged, "resuming from a checkpoint");
         Ok(Some(loaded.blob(STATE).map_err(unusable)?.to_vec()))
     }
 

@@ -156,12 +156,12 @@ impl State {
 
     /// How long a planned stop may take.
     fn boundary(&self) -> Duration {
-        self.policy.boundary.max(5 * self.median_step().unwrap_or(self.policy.long / 5))
+        self.policy.boundary.max(5 * self.usual_step().unwrap_or(self.policy.long / 5))
     }
 
     /// How long an urgent one may take: a worker that computes hears of it only when it has computed.
     fn abort(&self) -> Duration {
-        self.median_step().map_or(self.policy.long, |step| self.policy.abort.max(2 * step + PAUSE))
+        self.usual_step().map_or(self.policy.long, |step| self.policy.abort.max(2 * step + PAUSE))
     }
 
     fn form_if_still(&mut self, now: Duration, out: &mut Vec<Effect>) {

@@ -55,7 +55,8 @@ pub struct State {
     newcomers_since: Option<Duration>,
     /// Newest committed update.
     newest: u64,
-    recent_steps: VecDeque<Duration>,
+    /// What recent steps took, by the micro-batch of the rank that had most of them.
+    recent_work: VecDeque<Duration>,
     /// Hosts whose worker was put out: until when they are left alone, and how often it happened.
     held_off: BTreeMap<String, (Duration, u32)>,
     /// Generations in a row that failed before their first step.
@@ -162,7 +163,7 @@ impl State {
             mode,
             newcomers_since: None,
             newest: 0,
-            recent_steps: VecDeque::new(),
+            recent_work: VecDeque::new(),
             held_off: BTreeMap::new(),
             failures: 0,
             stragglers: BTreeSet::new(),

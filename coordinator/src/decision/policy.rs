@@ -17,7 +17,8 @@ pub struct Policy {
     pub join_debounce: Duration,
     /// How long after everything was lost a generation is formed from fewer than `min_workers`.
     pub regather: Duration,
-    /// At least so long may a planned stop take before it becomes urgent; five steps, if that is more.
+    /// At least so long may a planned stop take before it becomes urgent; five steps, if that is more. Nobody is lost, so
+    /// there is no hurry.
     pub boundary: Duration,
     /// At least so long may an urgent stop take before those that do not answer are lost; a second and two steps, if
     /// that is more.
@@ -44,7 +45,7 @@ impl Policy {
             adoption: Duration::from_secs(6),
             join_debounce: Duration::from_millis(500),
             regather: Duration::from_secs(10),
-            boundary: Duration::from_secs(10),
+            boundary: Duration::from_secs(30),
             abort: Duration::from_secs(5),
             work: Duration::from_secs(10),
             long: Duration::from_secs(60),

@@ -27,10 +27,10 @@ impl State {
         if self.member(id, generation).is_none() {
             return;
         }
-        if self.recent_steps.len() == RECENT_STEPS {
-            self.recent_steps.pop_front();
+        if self.recent_work.len() == RECENT_STEPS {
+            self.recent_work.pop_front();
         }
-        self.recent_steps.push_back(took);
+        self.recent_work.push_back(took / self.largest_share());
         self.progressed(updates);
     }
 

@@ -45,9 +45,15 @@ impl State {
         }
     }
 
-    /// Median of the recent steps.
-    pub(super) fn median_step(&self) -> Option<Duration> {
-        median(self.recent_steps.iter().copied())
+    /// What a step takes in this generation, by the recent ones. Fewer members have more work each.
+    pub(super) fn usual_step(&self) -> Option<Duration> {
+        Some(median(self.recent_work.iter().copied())? * self.largest_share())
+    }
+
+    /// Micro-batches of the member that has most of them.
+    pub(super) fn largest_share(&self) -> u32 {
+        let shares = self.members().iter().map(|member| member.micro_batches.len());
+        u32::try_from(shares.max().unwrap_or(1).max(1)).unwrap_or(u32::MAX)
     }
 
     /// This process was stopped or starved: nobody's silence during that time counts.
@@ -99,11 +105,15 @@ impl State {
         let unsuspected = missing.iter().filter(is_member).all(|(id, _)| !self.suspected(*id));
         if 2 * lost_members > self.members().len() && unsuspected {
             let reason = format!("{lost_members} of {} members are missing at once", self.members().len());
+            // Those whose streams ended have had a part of that time already.
+            let ended = missing.iter().all(|(id, _)| self.workers[id].connection.is_none());
+            let waited = if ended { self.policy.reattach } else { Duration::ZERO };
+            let patience = self.policy.adoption.saturating_sub(waited);
             for (id, reason) in missing {
                 self.workers.remove(&id);
                 out.push(Effect::new(Action::Hangup(id), reason));
             }
-            self.mode = Mode::Adopting { until: now + self.policy.adoption };
+            self.mode = Mode::Adopting { until: now + patience };
             out.push(Effect::new(Action::Note, reason));
             return;
         }
@@ -127,7 +137,7 @@ impl State {
 
     /// A member that computes far longer than a step takes hangs, although its heart beats.
     fn lose_the_hanging(&mut self, now: Duration, out: &mut Vec<Effect>) {
-        let step = self.median_step();
+        let step = self.usual_step();
         let work = step.map_or(self.policy.long, |step| self.policy.work.max(10 * step));
         let long = self.policy.long.max(work);
         let hangs = |worker: &Worker| {

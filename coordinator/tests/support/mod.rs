@@ -39,6 +39,8 @@ impl Backend {
             eprintln!("SKIPPED on S3: JRS_TEST_S3_URL is not set");
             return None;
         };
+        // As the crate does it for the stores that it opens itself.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let variables = std::env::vars().filter(|(key, _)| key.starts_with("AWS_"));
         let (store, prefix) = object_store::parse_url_opts(&url.parse().unwrap(), variables).unwrap();
@@ -96,6 +98,10 @@ pub enum Fault {
     Dead,
     /// The object is there, the reply is lost, and the store's own retry meets the object.
     LostReply,
+    /// The object is there, the connection breaks, and the store does not try again.
+    BrokenReply,
+    /// The object is not there, and the store refuses it because of another write that comes to nothing.
+    Conflict,
 }
 
 /// Passes everything to `inner`, except for the chosen write.
@@ -141,6 +147,14 @@ impl ObjectStore for Faulty {
                 self.inner.put_opts(at, data, opts).await?;
                 Err(Error::AlreadyExists { path: at.to_string(), source: "the retry met the object".into() })
             }
+            Fault::BrokenReply if write == self.at_write => {
+                self.inner.put_opts(at, data, opts).await?;
+                Err(Error::Generic { store: "faulty", source: "the connection was lost".into() })
+            }
+            Fault::Conflict if write == self.at_write => Err(Error::AlreadyExists {
+                path: at.to_string(),
+                source: "another write is under way".into(),
+            }),
             _ => self.inner.put_opts(at, data, opts).await,
         }
     }

@@ -293,6 +293,7 @@ impl<'k> Session<'k> {
         collective.begin(before.updates, patience);
         let clock = Instant::now();
         let follower = Follower { shared: &self.shared, faults: &self.options.faults };
+        let positions = run.trainer.positions(&mine);
         let samples = mine.len() * run.trainer.micro_batch();
         let committed = run.trainer.step(mine, &mut Group { collective, watch: &follower })?;
         let took = clock.elapsed();
@@ -308,7 +309,8 @@ impl<'k> Session<'k> {
             }
             self.reports.push_back((report, committed.validation));
         }
-        tracing::debug!(updates, seconds, wait = committed.data_wait.as_secs_f64(), "step committed");
+        let (wait, first, end) = (committed.data_wait.as_secs_f64(), positions.start, positions.end);
+        tracing::debug!(updates, seconds, wait, first, end, "step committed");
         if collective.rank() == 0 {
             self.control.send(self.shared.message(Body::Committed(told(&committed, seconds))));
             if let Some(validation) = committed.validation {
