@@ -17,7 +17,7 @@ pub(in crate::conv3d) fn run(
     unit: Unit,
     conv: &Correlation,
     x: &[f32],
-    weight: impl Fn(usize, usize, [usize; 3]) -> f32,
+    weight: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync,
     bias: &[f32],
     y: &mut [f32],
 ) {
@@ -38,25 +38,25 @@ pub(in crate::conv3d) fn run(
     });
 }
 
-/// `[block of 16 c_out][block of 16 c_in][kz][ky][kx]`, tiles for high and for low weights in turn.
-fn pack_weights(conv: &Correlation, weight: impl Fn(usize, usize, [usize; 3]) -> f32) -> Vec<u16> {
+/// `[block of 16 c_out][block of 16 c_in][kz][ky][kx]`, a tile of high and one of low weights each.
+fn pack_weights(conv: &Correlation, weight: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync) -> Vec<u16> {
     let [kz, ky, kx] = conv.kernel;
-    let mut tiles = Vec::new();
-    for (co, ci) in
-        (0..conv.c_out).step_by(16).flat_map(|co| (0..conv.c_in).step_by(16).map(move |ci| (co, ci)))
-    {
-        for tap in 0..kz * ky * kx {
-            let tap = [tap / (ky * kx), tap / kx % ky, tap % kx];
-            for term in 0..2 {
-                for (ci, co) in (ci..ci + 16).flat_map(|ci| (co..co + 16).map(move |co| (ci, co))) {
-                    let there = ci < conv.c_in && co < conv.c_out;
-                    let terms = split(if there { weight(co, ci, tap) } else { 0.0 });
-                    tiles.extend(if term == 0 { [terms[0]; 2] } else { [terms[1], 0] });
-                }
+    let (taps, blocks) = (kz * ky * kx, conv.c_in.div_ceil(16));
+    let mut weights = vec![0; conv.c_out.div_ceil(16) * blocks * taps * 2 * TILE];
+    weights.par_chunks_exact_mut(2 * TILE).enumerate().for_each(|(i, tiles)| {
+        let (co, ci, tap) = (i / taps / blocks * 16, i / taps % blocks * 16, i % taps);
+        let tap = [tap / (ky * kx), tap / kx % ky, tap % kx];
+        let (high, low) = tiles.split_at_mut(TILE);
+        for k in 0..16.min(conv.c_in - ci) {
+            for n in 0..16.min(conv.c_out - co) {
+                let terms = split(weight(co + n, ci + k, tap));
+                let at = 2 * (16 * k + n);
+                high[at..][..2].fill(terms[0]);
+                low[at] = terms[1];
             }
         }
-    }
-    tiles
+    });
+    weights
 }
 
 /// A part of the outputs.
