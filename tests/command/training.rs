@@ -55,6 +55,42 @@ fn three_pieces_give_the_bytes_of_one() {
     let refused = pieces.command(&[]).output().unwrap();
     assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
     assert!(said(&refused).contains("--resume"), "{}", said(&refused));
+
+    the_store_is_listed_checked_and_pruned(&pieces);
+}
+
+/// `jrs runs` on a folder; on S3 it is a fault test's matter.
+fn the_store_is_listed_checked_and_pruned(trained: &Run) {
+    let runs = |action: &str, more: &[&str]| -> serde_json::Value {
+        let name = if action == "list" { &[][..] } else { &[trained.name.as_str()] };
+        let out = run(&[&["runs", "--json", action, text(&trained.store)], name, more].concat());
+        serde_json::from_str(&out).unwrap()
+    };
+    let steps = |shown: &serde_json::Value| -> Vec<u64> {
+        shown.as_array().unwrap().iter().map(|step| step["step"].as_u64().unwrap()).collect()
+    };
+    let listed = runs("list", &[]);
+    let names: Vec<_> = listed.as_array().unwrap().iter().map(|run| run["run"].as_str().unwrap()).collect();
+    assert_eq!(names, ["pieces", "straight"]);
+    let all = steps(&runs("show", &[])["steps"]);
+    assert_eq!(all.len(), trained.checkpoints().len());
+    assert!(all.len() > 2, "{all:?} leaves nothing to prune");
+    assert_eq!(listed[0]["newest"].as_u64(), all.last().copied());
+
+    let (removed, kept) = all.split_at(all.len() - 2);
+    assert_eq!(runs("prune", &["--keep-last", "2"])["checkpoints"], serde_json::json!(removed));
+    assert_eq!(trained.checkpoints().len(), 2);
+    assert_eq!(steps(&runs("verify", &[])), kept);
+
+    let mut objects = files_below(trained.checkpoints()[0].parent().unwrap());
+    objects.sort_by_key(|object| bytes(object).len());
+    let object = objects.pop().unwrap();
+    let mut damaged = bytes(&object);
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(&object, damaged).unwrap();
+    let refused = jrs().args(["runs", "verify", text(&trained.store), &trained.name]).output().unwrap();
+    assert!(!refused.status.success() && said(&refused).contains(&kept[0].to_string()), "{}", said(&refused));
 }
 
 #[test]
