@@ -90,7 +90,7 @@
 // Single precision, on any processor.
 #define JRS_PRECISION_F32 0
 
-// The network in bfloat16 with sums in single precision: several times faster, displacements differ by up to some
+// The network in bfloat16 with sums in single precision: two to three times faster, displacements differ by up to some
 // tenths of a millimetre. JRS_E_UNSUPPORTED where the processor has no matrix unit (AMX).
 #define JRS_PRECISION_BF16 1
 

@@ -17,7 +17,7 @@ pub const JRS_DEVICE_CPU: u32 = 0;
 pub const JRS_DEVICE_CUDA: u32 = 1;
 /// Single precision, on any processor.
 pub const JRS_PRECISION_F32: u32 = 0;
-/// The network in bfloat16 with sums in single precision: several times faster, displacements differ by up to some
+/// The network in bfloat16 with sums in single precision: two to three times faster, displacements differ by up to some
 /// tenths of a millimetre. JRS_E_UNSUPPORTED where the processor has no matrix unit (AMX).
 pub const JRS_PRECISION_BF16: u32 = 1;
 /// Log level: something failed.

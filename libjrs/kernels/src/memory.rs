@@ -16,7 +16,7 @@ pub fn keep_large_buffers() {
 }
 
 /// A buffer for a result that is about to be overwritten whole: its values are whatever lay there. Zeroing the tensors of a training step, which
-/// the kernels then overwrite, took a tenth of a JRS-GANa step. Where debug assertions are on it is filled with NaN, so that tests see
+/// the kernels then overwrite, took 7 % of a JRS-GANa step. Where debug assertions are on it is filled with NaN, so that tests see
 /// what is not overwritten.
 pub fn for_overwriting(len: usize) -> Vec<f32> {
     let mut values = Vec::<f32>::with_capacity(len);

@@ -49,7 +49,7 @@ pub trait Engine: Send + Sync {
 /// Arithmetic of an engine on the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// 32-bit floating point, or sums of two bf16 where a matrix unit makes them faster: within 1e-4 of each other.
+    /// 32-bit floating point, or sums of two bf16 where a matrix unit makes them faster: within 1e-4 of each other's size.
     #[default]
     F32,
     /// bf16 with f32 sums, faster, on processors with a matrix unit (AMX). Displacements differ by up to some tenths of

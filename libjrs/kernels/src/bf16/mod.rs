@@ -1,4 +1,4 @@
-//! Convolution in bf16 or with the accuracy of f32, for inference on processors with a matrix unit for bf16 (AMX).
+//! Convolution in bf16 or nearly with the accuracy of f32, for inference on processors with a matrix unit for bf16 (AMX).
 //!
 //! The unit multiplies tiles: 16 rows of 32 values by 32 rows of 16 columns, and adds to 16 x 16 sums in f32. With the channels of
 //! a voxel next to each other, a tile of inputs is 16 voxels of a row with 32 channels each, read right where they lie:
@@ -24,7 +24,7 @@
 //! every coarse voxel through one or two taps per axis, whose weights add up beforehand ([`coarse_taps`]): 8 taps instead of 27. So
 //! its outputs are computed as lattices ([`Job::lattices`]), each with weights of its own.
 //!
-//! **Accuracy of f32 from products of bf16** ([`Format::Two`]): a value is the sum of two bf16, high and low, which have 16 bits together.
+//! **Nearly the accuracy of f32 from products of bf16** ([`Format::Two`]): a value is the sum of two bf16, high and low, which have 16 bits together.
 //! Of the four products of two such values `high * high + high * low + low * high` are added up, which are three K steps instead of
 //! one; the fourth is below the last bit. (Henry, Tang, Heinecke, *Leveraging the bfloat16 artificial intelligence datatype for
 //! higher-precision computations*, ARITH 2019.)

@@ -99,16 +99,20 @@ impl Correlation {
         taken.into_iter().for_each(|length| ledger.give(length));
     }
 
-    fn window(&self) -> Window {
-        let reading = Reading {
+    /// Which input values the outputs need.
+    pub fn reading(&self) -> Reading {
+        Reading {
             c_in: self.c_in,
             input: self.input,
             start: self.start,
             stride: self.stride,
             kernel: self.kernel,
             output: self.output,
-        };
-        Window::new(reading, self.batch, TASKS, usize::MAX)
+        }
+    }
+
+    fn window(&self) -> Window {
+        Window::new(self.reading(), self.batch, TASKS, usize::MAX)
     }
 
     /// Copies the rows of `sums` (`[z][channel][position]`) to `y`, through the epilogue.

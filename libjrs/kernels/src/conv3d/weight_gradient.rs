@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::Conv3d;
-use super::window::{CHANNEL_BLOCK, Part, Reading, Window};
+use super::window::{CHANNEL_BLOCK, Part, Window};
 use crate::pool::SCRATCH;
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -19,15 +19,7 @@ const POSITIONS: usize = 1024;
 const SLOTS: usize = 16;
 
 pub(super) fn run(conv: &Conv3d, isa: Isa, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
-    let reading = Reading {
-        c_in: conv.c_in,
-        input: conv.input,
-        start: [-(conv.padding as isize); 3],
-        stride: conv.stride,
-        kernel: [conv.kernel; 3],
-        output: conv.output(),
-    };
-    let window = Window::new(reading, conv.batch, SLOTS, POSITIONS);
+    let window = Window::new(conv.correlation(isa).reading(), conv.batch, SLOTS, POSITIONS);
     let parts = window.parts(conv.batch);
     let lanes = isa.channels();
     let blocks = conv.c_out.div_ceil(lanes);

@@ -1,4 +1,4 @@
-//! The generator on a processor's matrix unit for bf16, in bf16 or with the accuracy of f32.
+//! The generator on a processor's matrix unit for bf16, in bf16 or nearly with the accuracy of f32.
 
 mod network;
 mod stream;

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::vectors;
-use super::window::{Bands, Part, Reading, Window};
+use super::window::{Bands, Part, Window};
 use crate::bf16::split;
 use crate::conv3d::correlate::{Correlation, Placement};
 use crate::shared::SharedMut;
@@ -21,15 +21,7 @@ pub(in crate::conv3d) fn run(
     bias: &[f32],
     y: &mut [f32],
 ) {
-    let reading = Reading {
-        c_in: conv.c_in,
-        input: conv.input,
-        start: conv.start,
-        stride: conv.stride,
-        kernel: conv.kernel,
-        output: conv.output,
-    };
-    let bands = Bands::new(reading, conv.batch, TASKS);
+    let bands = Bands::new(conv.reading(), conv.batch, TASKS);
     let weights = pack_weights(conv, weight);
     let y = SharedMut::new(y);
     bands.parts(conv.batch).into_par_iter().for_each(|part| {

@@ -7,9 +7,10 @@
 use rayon::prelude::*;
 
 use super::vectors;
-use super::window::{Bands, Part, Reading, Window};
+use super::window::{Bands, Part, Window};
 use crate::conv3d::Conv3d;
 use crate::pool::SCRATCH;
+use crate::simd::Isa;
 use crate::unit::{Pairs, ROWS, Unit, outer, with_tiles};
 
 /// Parts, each with a partial gradient, which are added in order at the end.
@@ -21,15 +22,7 @@ const PAIR: usize = 2 * 256;
 
 /// For kernels of 3x3x3.
 pub(in crate::conv3d) fn run(unit: Unit, conv: &Conv3d, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
-    let reading = Reading {
-        c_in: conv.c_in,
-        input: conv.input,
-        start: [-(conv.padding as isize); 3],
-        stride: conv.stride,
-        kernel: [3; 3],
-        output: conv.output(),
-    };
-    let bands = Bands::new(reading, conv.batch, TASKS);
+    let bands = Bands::new(conv.correlation(Isa::Matrix(unit)).reading(), conv.batch, TASKS);
     let parts = bands.parts(conv.batch);
     let [outs, ins] = [conv.c_out, conv.c_in].map(|n| n.div_ceil(16));
     // [part][block of c_out][block of c_in][tap][c_out][c_in]
