@@ -75,6 +75,20 @@ fn every_result_of_a_registration() {
 }
 
 #[test]
+fn one_way_leaves_out_only_what_needs_both() {
+    let root = folder("one-way");
+    let result = |name: &str, more: &[&str]| {
+        let out = root.join(name);
+        let qa = register(&out, more);
+        (qa, std::fs::read(out.join("dvf.mha")).unwrap())
+    };
+    let (both, one) = (result("both", &[]), result("one", &["--one-way"]));
+    assert_eq!(both.1, one.1, "the field is another");
+    assert!(both.0["inverse_consistency"].is_object() && one.0["inverse_consistency"].is_null(), "{one:?}");
+    assert_eq!(both.0["jacobian"], one.0["jacobian"]);
+}
+
+#[test]
 fn tiles_join_without_a_seam() {
     let root = folder("tiles");
     let dvf = |name: &str, megabytes: usize| {

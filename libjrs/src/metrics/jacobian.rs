@@ -100,24 +100,47 @@ impl Jacobian {
             .collect();
         let [min, p1, p99, max] = percentiles(&slices, [0.0, 1.0, 99.0, 100.0])?;
         let voxels: usize = slices.iter().map(Vec::len).sum();
-        // Per slice, joined in order.
-        let mean_of = |term: &(dyn Fn(f64) -> f64 + Sync)| {
-            let sum = |slice: &Vec<f32>| slice.iter().map(|&j| term(f64::from(j))).sum::<f64>();
-            slices.par_iter().map(sum).collect::<Vec<f64>>().iter().sum::<f64>() / voxels as f64
-        };
-        let logarithm = |j: f64| j.max(1e-9).ln();
-        let (mean, mean_log) = (mean_of(&|j| j), mean_of(&logarithm));
+        // Per slice, joined in order. J - 1 and ln J are small where little is deformed, so their squares lose nothing.
+        let sums = slices.par_iter().map(|slice| Sums::of(slice)).collect::<Vec<_>>();
+        let [change, change_squared, log, log_squared] = sums
+            .iter()
+            .fold([0.0; 4], |all, s| std::array::from_fn(|i| all[i] + s.terms[i]))
+            .map(|sum| sum / voxels as f64);
+        let deviation = |mean: f64, square: f64| (square - mean * mean).max(0.0).sqrt();
         Some(JacobianStatistics {
             voxels,
-            mean,
-            std: mean_of(&|j| (j - mean).powi(2)).sqrt(),
+            mean: 1.0 + change,
+            std: deviation(change, change_squared),
             min,
             max,
             p1,
             p99,
-            folded: mean_of(&|j| f64::from(u8::from(j <= 0.0))),
-            sd_log_j: mean_of(&|j| (logarithm(j) - mean_log).powi(2)).sqrt(),
+            folded: sums.iter().map(|s| s.folded).sum::<usize>() as f64 / voxels as f64,
+            sd_log_j: deviation(log, log_squared),
         })
+    }
+}
+
+/// Sums over some voxels.
+struct Sums {
+    /// Of J - 1, its square, ln J and its square.
+    terms: [f64; 4],
+    /// Voxels with a determinant <= 0.
+    folded: usize,
+}
+
+impl Sums {
+    fn of(determinants: &[f32]) -> Self {
+        let mut sums = Self { terms: [0.0; 4], folded: 0 };
+        for &j in determinants {
+            let change = f64::from(j) - 1.0;
+            let log = f64::from(j).max(1e-9).ln();
+            for (sum, term) in sums.terms.iter_mut().zip([change, change * change, log, log * log]) {
+                *sum += term;
+            }
+            sums.folded += usize::from(j <= 0.0);
+        }
+        sums
     }
 }
 

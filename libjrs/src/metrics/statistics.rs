@@ -33,59 +33,59 @@ pub(crate) fn percentile_of_sorted(sorted: &[f64], p: f64) -> f64 {
     sorted[lower] + (position - lower as f64) * (sorted[upper] - sorted[lower])
 }
 
-/// [`percentile`]s of values that come in parts, without sorting them: values are counted by their leading 16 bits,
-/// then those of one such bin by the other 16. `None` of nothing; no value may be NaN.
+/// [`percentile`]s of values that come in parts, without sorting them, in two passes: values are counted by their leading 16
+/// bits, then those of the bins that hold a percentile by the other 16. `None` of nothing; no value may be NaN.
 pub(crate) fn percentiles<const N: usize>(parts: &[Vec<f32>], p: [f64; N]) -> Option<[f64; N]> {
-    let leading = Counts::of(parts, |key| Some(key >> 16));
-    let total: usize = leading.0.iter().sum();
-    let mut bin = None;
-    let mut value_at = |rank: usize| {
-        let (high, rank) = leading.place(rank);
-        let counts = match bin.take() {
-            Some((last, counts)) if last == high => counts,
-            _ => Counts::of(parts, |key| (key >> 16 == high).then_some(key & 0xffff)),
-        };
-        let (low, _) = counts.place(rank);
-        bin = Some((high, counts));
+    let [leading] = &count(parts, 1, |key| Some((0, key >> 16)))[..] else { unreachable!("one table") };
+    let total: usize = leading.iter().sum();
+    let last = total.checked_sub(1)?;
+    // The two ranks around each percentile.
+    let positions = p.map(|p| p / 100.0 * last as f64);
+    let ranks = positions.map(|position| [position as usize, (position as usize + 1).min(last)]);
+    let places = ranks.map(|ranks| ranks.map(|rank| place(leading, rank)));
+    let mut bins: Vec<u32> = places.iter().flatten().map(|&(high, _)| high).collect();
+    bins.sort_unstable();
+    bins.dedup();
+    let table = |high: u32| bins.iter().position(|&bin| bin == high);
+    let others = count(parts, bins.len(), |key| Some((table(key >> 16)?, key & 0xffff)));
+    let value = |(high, rank): (u32, usize)| {
+        let (low, _) = place(&others[table(high).expect("a bin of a percentile")], rank);
         f64::from(from_key(high << 16 | low))
     };
-    (total > 0).then(|| {
-        p.map(|p| {
-            let position = p / 100.0 * (total - 1) as f64;
-            let lower = position as usize;
-            let low = value_at(lower);
-            low + (position - lower as f64) * (value_at((lower + 1).min(total - 1)) - low)
-        })
-    })
+    Some(std::array::from_fn(|i| {
+        let [low, high] = places[i].map(value);
+        low + (positions[i] - ranks[i][0] as f64) * (high - low)
+    }))
 }
 
-/// How many values have each of the 2^16 numbers.
-struct Counts(Vec<usize>);
+/// How many values have each of the 2^16 numbers, in one of so many tables.
+fn count(
+    parts: &[Vec<f32>],
+    tables: usize,
+    number: impl Fn(u32) -> Option<(usize, u32)> + Sync,
+) -> Vec<Vec<usize>> {
+    let none = || vec![vec![0usize; 1 << 16]; tables];
+    let add = |mut counts: Vec<Vec<usize>>, part: &Vec<f32>| {
+        let numbers = part.iter().filter_map(|&v| number(key(v)));
+        numbers.for_each(|(table, n)| counts[table][n as usize & 0xffff] += 1);
+        counts
+    };
+    let sum = |mut all: Vec<Vec<usize>>, counts: Vec<Vec<usize>>| {
+        all.iter_mut().flatten().zip(counts.iter().flatten()).for_each(|(a, c)| *a += c);
+        all
+    };
+    parts.par_iter().fold(none, add).reduce(none, sum)
+}
 
-impl Counts {
-    fn of(parts: &[Vec<f32>], number: impl Fn(u32) -> Option<u32> + Sync) -> Self {
-        let none = || vec![0usize; 1 << 16];
-        let count = |mut counts: Vec<usize>, part: &Vec<f32>| {
-            part.iter().filter_map(|&v| number(key(v))).for_each(|n| counts[n as usize & 0xffff] += 1);
-            counts
-        };
-        let sum = |mut all: Vec<usize>, counts: Vec<usize>| {
-            all.iter_mut().zip(counts).for_each(|(a, c)| *a += c);
-            all
-        };
-        Self(parts.par_iter().fold(none, count).reduce(none, sum))
-    }
-
-    /// The number that the value of this rank has, and its rank among those with the same.
-    fn place(&self, mut rank: usize) -> (u32, usize) {
-        for (number, &count) in self.0.iter().enumerate() {
-            if rank < count {
-                return (number as u32, rank);
-            }
-            rank -= count;
+/// The number that the value of this rank has, and its rank among those with the same.
+fn place(counts: &[usize], mut rank: usize) -> (u32, usize) {
+    for (number, &count) in counts.iter().enumerate() {
+        if rank < count {
+            return (number as u32, rank);
         }
-        unreachable!("a rank is less than the count of all values")
+        rank -= count;
     }
+    unreachable!("a rank is less than the count of all values")
 }
 
 /// Integers in the order of the values.
