@@ -1,5 +1,6 @@
 //! Coordinators that die, compete, hang or are moved, and peers that have no business here.
 
+use crate::chaos::ledger;
 use crate::cluster::{Cluster, alone, cache, folder, jrs, quick, send, undisturbed, wait};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -72,6 +73,47 @@ fn a_moved_coordinator() {
     assert!(cluster.finish(&workers) == expected(), "the model differs");
     let generations: Vec<u64> = cluster.commits().iter().map(|commit| commit.generation).collect();
     assert!(generations.iter().all(|&g| g == generation), "nobody had to stop: {generations:?}");
+}
+
+/// The whole cluster is taken down: SIGTERM to the coordinator and to all workers at once. They end behind the step under way
+/// with the state saved, so that no step has to be done again.
+#[test]
+fn everyone_is_asked_to_end_at_once() {
+    let _alone = alone();
+    let mut cluster = Cluster::new("taken-down", &quick(STEPS));
+    cluster.coordinate(2);
+    let workers = [cluster.work(""), cluster.work("")];
+    cluster.reach(3);
+    let mut coordinator = cluster.take_coordinator();
+    send("TERM", &coordinator);
+    assert_eq!(coordinator.wait().unwrap().code(), Some(143));
+    for worker in workers {
+        cluster.signal(worker, "TERM");
+    }
+    for worker in workers {
+        assert_eq!(cluster.ended(worker), Some(143));
+    }
+    assert!(cluster.progress() < STEPS, "it was over before it was stopped");
+    cluster.coordinate(1);
+    let worker = cluster.work("");
+    assert!(cluster.finish(&[worker]) == expected(), "the model differs");
+    ledger(&cluster.commits(), STEPS);
+}
+
+/// One worker leaves while there is no coordinator; the other waits for the next one and goes on.
+#[test]
+fn a_worker_leaves_without_a_coordinator() {
+    let _alone = alone();
+    let mut cluster = Cluster::new("left-alone", &quick(STEPS));
+    cluster.coordinate(2);
+    let workers = [cluster.work(""), cluster.work("")];
+    cluster.reach(3);
+    cluster.kill_coordinator();
+    cluster.signal(workers[0], "TERM");
+    assert_eq!(cluster.ended(workers[0]), Some(143));
+    cluster.coordinate(1);
+    assert!(cluster.finish(&[workers[1]]) == expected(), "the model differs");
+    ledger(&cluster.commits(), STEPS);
 }
 
 /// Ctrl-C on the coordinator stops the whole run, with the state saved; it goes on later.

@@ -137,6 +137,10 @@ impl Server {
             if self.interrupt.requested() && !self.leaving.load(Ordering::Relaxed) {
                 self.leave("asked to end by a signal");
             }
+            if self.leaving.load(Ordering::Relaxed) && !self.attached.load(Ordering::Relaxed) {
+                // Nobody is there to end the generation for the leaver. The others wait for the next coordinator.
+                self.shared.lock().end_generation();
+            }
             if beat.elapsed() >= Duration::from_millis(self.heartbeat_ms.load(Ordering::Relaxed)) {
                 beat = Instant::now();
                 self.client.send(self.shared.heartbeat());
