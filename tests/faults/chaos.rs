@@ -1,6 +1,7 @@
 //! One random failure after the other. The model is that of the undisturbed run, and no sample is used twice.
 //!
-//! `scripts/chaos` runs this longer: `JRS_CHAOS_STEPS`, `JRS_CHAOS_SEED`.
+//! `scripts/chaos` runs this longer: `JRS_CHAOS_STEPS`, `JRS_CHAOS_SEED`, `JRS_CHAOS_PAUSE` (seconds between two failures),
+//! `JRS_CHAOS_STEPS_PER_CUT`.
 
 use crate::cluster::{
     BATCH, Cluster, Commit, PAIRS, PATCHES_PER_PAIR, SEED, alone, quick, undisturbed, wait,
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 
 /// Workers that are kept alive.
 const WORKERS: usize = 3;
-/// Between two failures.
-const PAUSE: Duration = Duration::from_secs(2);
+/// Seconds between two failures.
+const PAUSE: u64 = 2;
 /// Frozen for longer than the coordinator waits for a heartbeat.
 const FROZEN: Duration = Duration::from_secs(7);
 /// How long the store fails.
@@ -70,7 +71,7 @@ impl Chaos {
 
     /// A worker whose connections to the others are cut now and then.
     fn work(&mut self) -> usize {
-        let cuts = self.steps.div_ceil(STEPS_PER_CUT);
+        let cuts = self.steps / from_environment("JRS_CHAOS_STEPS_PER_CUT", STEPS_PER_CUT);
         let cuts: Vec<String> = (0..cuts)
             .map(|_| format!("cut@step={},phase=reduce", self.dice.throw(self.steps as usize)))
             .collect();
@@ -137,6 +138,7 @@ fn random_failures_change_nothing() {
     let _alone = alone();
     let steps = from_environment("JRS_CHAOS_STEPS", 60);
     let dice = Dice(from_environment("JRS_CHAOS_SEED", 1) | 1 << 40);
+    let pause = Duration::from_secs(from_environment("JRS_CHAOS_PAUSE", PAUSE));
     let config = quick(steps);
     let expected = undisturbed(&config);
     let mut chaos = Chaos::start(steps, &config, dice);
@@ -155,7 +157,7 @@ fn random_failures_change_nothing() {
             chaos.cluster.progress() > before || chaos.cluster.is_over(),
             "no step within a minute after {what}"
         );
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause);
     }
     let struck: u32 = survived.values().sum();
     let (model, commits, cuts) = chaos.finish();
