@@ -68,6 +68,7 @@ fn mpi(program: &Path, variables: &[(&str, &str)]) -> Reduced {
     let results = program.with_extension("bin");
     let output = Command::new("mpiexec")
         .envs(variables.iter().copied())
+        .env("MPIEXEC_TIMEOUT", "60") // seconds: ranks that wait for each other spin for ever
         .args(["-n", &RANKS.to_string()])
         .arg(program)
         .arg(&results)
