@@ -413,7 +413,7 @@ def main():
         text = Path(args.file).read_text()
         metrics(text)
         for what, wrong in (
-            ("a counter without _total", text.replace("# TYPE jrs_steps counter", "# TYPE jrs_steps_total gauge")),
+            ("another unit than seconds", text.replace("jrs_checkpoint_seconds", "jrs_checkpoint_milliseconds")),
             ("no help text", re.sub(r"^# HELP jrs_generation .*\n", "", text, flags=re.M)),
             ("a metric that is gone", text.replace("jrs_stragglers", "jrs_slow_workers")),
         ):

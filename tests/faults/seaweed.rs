@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 const LOCAL: &str = "127.0.0.1";
+const USUAL: [u16; 8] = [9333, 19333, 9340, 19340, 8888, 18888, 8444, 18444];
 const KEY: &str = "the-key-of-the-tests";
 /// The secret of [`KEY`].
 pub const SECRET: &str = "the-secret-of-the-tests";
@@ -45,10 +46,8 @@ impl Seaweed {
             "actions": ["Admin", "Read", "List", "Tagging", "Write"],
         }]});
         std::fs::write(root.join("s3.json"), identity.to_string()).unwrap();
-        let listeners: Vec<_> = (0..8).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<u16> =
-            listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
-        drop(listeners);
+        // A host of its own has all ports free; there the usual ones, which SeaweedFS's other commands expect.
+        let ports = if ip == LOCAL { free_ports() } else { USUAL.to_vec() };
         let process = spawn(launch(&program), ip, &root, &ports);
         let store = Self { program, root, ip: ip.to_owned(), ports, process };
         if ip == LOCAL {
@@ -124,6 +123,11 @@ pub fn variables(address: &str, secret: &str) -> Vec<(String, String)> {
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec()
+}
+
+fn free_ports() -> Vec<u16> {
+    let listeners: Vec<_> = (0..8).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
 }
 
 /// `weed` beside the Python that `JRS_PYTHON` names, or on the path.
