@@ -104,7 +104,7 @@ fn kubernetes_render_refuses_bad_input() {
 }
 
 /// Steps of the run below.
-const STEPS: u64 = 70;
+const STEPS: u64 = 50;
 /// Hosts: the store, two for the coordinator, four for workers.
 const HOSTS: usize = 7;
 const STORE: usize = 0;
@@ -298,10 +298,15 @@ fn kubernetes_run_without_kubernetes() {
     network.name("jrs-coordinator", 1);
     let coordinator = pods.start("coordinator", 1);
     let workers = [3, 6].map(|host| pods.start("worker", host));
+    let sent = network.sent(3);
     for pod in [coordinator, workers[0], workers[1]] {
         assert_eq!(pods.ended(pod), Some(0), "see {}", pods.root.display());
     }
     let first = |pod: usize| pods.lines(pod).iter().filter_map(|line| line["fields"]["first"].as_u64()).min();
+    let steps =
+        pods.lines(workers[0]).iter().filter(|line| line["fields"]["message"] == "step committed").count();
+    let megabytes = (network.sent(3) - sent) as f64 / 1e6;
+    eprintln!("one of two workers sent {megabytes:.1} MB in {steps} steps and one checkpoint in ten");
     let resumed = workers.iter().filter_map(|&worker| first(worker)).min();
     assert!(resumed.is_some_and(|position| position > 0), "it began anew: {resumed:?}");
 

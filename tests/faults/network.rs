@@ -64,6 +64,13 @@ impl Network {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// Bytes that a host has sent.
+    pub fn sent(&self, host: usize) -> u64 {
+        let output =
+            self.command(host, "cat").arg("/sys/class/net/eth0/statistics/tx_bytes").output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().parse().expect("a number of bytes")
+    }
+
     /// Lets `name` mean the address of `target`, for programs that are started on any host from now on; for those that run
     /// already once it meant something before.
     pub fn name(&self, name: &str, target: usize) {
