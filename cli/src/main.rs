@@ -8,8 +8,8 @@ mod failure;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    bench, commission, coordinator, demo, evaluate, model, phantom, plan, prepare, register, runs, train,
-    worker,
+    bench, commission, coordinator, demo, evaluate, k8s, model, phantom, plan, prepare, register, runs,
+    train, worker,
 };
 use std::process::ExitCode;
 
@@ -44,6 +44,8 @@ enum Command {
     Runs(runs::Args),
     /// Be one worker of a training cluster.
     Worker(worker::Args),
+    /// Write what Kubernetes needs to run a cluster.
+    K8s(k8s::Args),
     /// Print the resolved configuration and what a run will cost, without training.
     Plan(plan::Args),
     /// Register two scans: warped image, displacement field, labels, points and a QA report.
@@ -89,6 +91,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Train(args) => train::run(&args),
         Command::Worker(args) => worker::run(args),
         Command::Coordinator(args) => coordinator::run(&args),
+        Command::K8s(args) => k8s::run(&args),
         Command::Runs(args) => runs::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -1,7 +1,8 @@
 //! One suite for every backend: what a run in a store promises, under damage and races.
 //!
-//! Memory and a folder always; a bucket with `--features aws` and `JRS_TEST_S3_URL=s3://bucket/prefix` (credentials and
-//! endpoint in the usual `AWS_` variables).
+//! Memory and a folder always; with the features `aws`, `gcp` and `azure` buckets too, if `JRS_TEST_S3_URL=s3://bucket/prefix`,
+//! `JRS_TEST_GCS_URL` or `JRS_TEST_AZURE_URL` name them (credentials and endpoint in the usual `AWS_`, `GOOGLE_` and `AZURE_`
+//! variables).
 
 mod support;
 
@@ -26,7 +27,19 @@ macro_rules! conformance {
         #[cfg(feature = "aws")]
         mod in_s3 {
             $(#[test] fn $test() {
-                if let Some(backend) = super::Backend::s3() { super::$test(&backend); }
+                if let Some(backend) = super::Backend::bucket("JRS_TEST_S3_URL", "AWS_") { super::$test(&backend); }
+            })+
+        }
+        #[cfg(feature = "gcp")]
+        mod in_gcs {
+            $(#[test] fn $test() {
+                if let Some(backend) = super::Backend::bucket("JRS_TEST_GCS_URL", "GOOGLE_") { super::$test(&backend); }
+            })+
+        }
+        #[cfg(feature = "azure")]
+        mod in_azure {
+            $(#[test] fn $test() {
+                if let Some(backend) = super::Backend::bucket("JRS_TEST_AZURE_URL", "AZURE_") { super::$test(&backend); }
             })+
         }
     };
@@ -150,7 +163,7 @@ fn when_everything_is_damaged_nothing_starts_afresh(backend: &Backend) {
 fn a_save_that_dies_leaves_the_earlier_checkpoint(backend: &Backend) {
     save(&backend.open(), 1);
     for dies_at in 0..3 {
-        let dying = backend.open_through(Faulty::new(&backend.store, Fault::Dead, dies_at));
+        let dying = backend.open_through(Faulty::new(&backend.store(), Fault::Dead, dies_at));
         let error = try_save(&dying, 2).unwrap_err();
         assert!(matches!(error, Error::Store { .. }), "{error}");
         let loaded = backend.open().load_latest().unwrap().unwrap();
@@ -166,11 +179,11 @@ fn a_lost_or_doubtful_reply_is_success(backend: &Backend) {
     for (number, fault) in faults.into_iter().enumerate() {
         for at_write in 0..3 {
             let step = (10 * number + at_write) as u64;
-            let store = backend.open_through(Faulty::new(&backend.store, fault, at_write));
+            let store = backend.open_through(Faulty::new(&backend.store(), fault, at_write));
             let saved = save(&store, step);
             assert_eq!(backend.open().load_step(step).unwrap().manifest, saved, "{fault:?} at {at_write}");
         }
-        let store = backend.open_through(Faulty::new(&backend.store, fault, 0));
+        let store = backend.open_through(Faulty::new(&backend.store(), fault, 0));
         let generation = number as u64 + 1;
         assert_eq!(
             store.claim_generation(generation, json!("a")).unwrap().generation,
@@ -258,7 +271,7 @@ fn orphans_are_found_and_removed(backend: &Backend) {
     let store = backend.open();
     save(&store, 1);
     for step in [1, 2] {
-        let dying = backend.open_through(Faulty::new(&backend.store, Fault::Dead, 2));
+        let dying = backend.open_through(Faulty::new(&backend.store(), Fault::Dead, 2));
         try_save(&dying, step).unwrap_err();
     }
     let orphans = store.orphans().unwrap();
@@ -305,7 +318,7 @@ fn a_run_keeps_its_config_and_dataset(backend: &Backend) {
 }
 
 fn an_interrupted_start_is_completed(backend: &Backend) {
-    let dying = backend.open_through(Faulty::new(&backend.store, Fault::Dead, 1));
+    let dying = backend.open_through(Faulty::new(&backend.store(), Fault::Dead, 1));
     dying.start_run("seed = 1", "d", Start::New).unwrap_err();
     let store = backend.open();
     assert!(matches!(store.start_run("seed = 2", "d", Start::New), Err(Error::RunDiffers { .. })));
@@ -348,7 +361,7 @@ fn background_saves_arrive_in_order(backend: &Backend) {
 }
 
 fn a_failed_background_save_is_reported(backend: &Backend) {
-    let dying = backend.open_through(Faulty::new(&backend.store, Fault::Dead, 0));
+    let dying = backend.open_through(Faulty::new(&backend.store(), Fault::Dead, 0));
     let mut saver = BackgroundSaver::new(dying.into(), None);
     saver.save(1, 1, cursor(1), owned(1)).unwrap();
     assert!(saver.save(2, 1, cursor(2), owned(2)).is_err());
@@ -366,7 +379,7 @@ fn unusable_names_are_refused(backend: &Backend) {
         );
     }
     assert!(store.orphans().unwrap().is_empty());
-    assert!(RunStore::with_store(backend.store.clone(), backend.prefix.clone(), "../other").is_err());
+    assert!(RunStore::with_store(backend.store(), backend.prefix.clone(), "../other").is_err());
 }
 
 fn steps(store: &RunStore) -> Vec<u64> {

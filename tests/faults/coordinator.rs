@@ -239,14 +239,14 @@ fn free_port() -> u16 {
 }
 
 /// A certificate authority made for the test.
-struct Authority {
+pub struct Authority {
     folder: PathBuf,
     name: &'static str,
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
 }
 
 impl Authority {
-    fn new(folder: &Path, name: &'static str) -> Self {
+    pub fn new(folder: &Path, name: &'static str) -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -261,9 +261,10 @@ impl Authority {
     }
 
     /// The flags of a process with a certificate of this authority.
-    fn issue(&self, who: &str) -> Vec<String> {
+    pub fn issue(&self, who: &str) -> Vec<String> {
         let key = rcgen::KeyPair::generate().unwrap();
-        let parameters = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let parameters =
+            rcgen::CertificateParams::new(["127.0.0.1", "jrs-coordinator"].map(str::to_owned)).unwrap();
         let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
         let file = |kind: &str| self.folder.join(format!("{}-{who}-{kind}.pem", self.name));
         std::fs::write(file("cert"), certificate.pem()).unwrap();

@@ -6,6 +6,7 @@ mod chaos;
 mod cluster;
 mod coordinator;
 mod http;
+mod kubernetes;
 mod network;
 mod partition;
 mod promise;

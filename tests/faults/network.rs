@@ -1,5 +1,6 @@
 //! Hosts as network namespaces on one switch, whose cables can be pulled and whose packets can be dropped.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Some hosts with the addresses 10.77.0.1, 10.77.0.2, ... They are gone when it is dropped, with whatever runs on them
@@ -50,6 +51,41 @@ impl Network {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.host(host), program]);
         command
+    }
+
+    /// What `host` says on `port` to a GET of `path`, head and all; nothing if nobody answers.
+    pub fn get(&self, from: usize, host: usize, port: u16, path: &str) -> String {
+        let mut command = self.command(from, "bash");
+        let ask = format!(
+            "exec 3<>/dev/tcp/{}/{port} && printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3",
+            self.address(host)
+        );
+        let output = command.args(["-c", &ask]).output().expect("bash runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Bytes that a host has sent.
+    pub fn sent(&self, host: usize) -> u64 {
+        let output =
+            self.command(host, "cat").arg("/sys/class/net/eth0/statistics/tx_bytes").output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().parse().expect("a number of bytes")
+    }
+
+    /// Lets `name` mean the address of `target`, for programs that are started on any host from now on; for those that run
+    /// already once it meant something before.
+    pub fn name(&self, name: &str, target: usize) {
+        for host in 0..self.hosts {
+            let folder = self.settings(host);
+            std::fs::create_dir_all(&folder).unwrap();
+            // In place: running programs hold this very file.
+            let line = format!("127.0.0.1 localhost\n{} {name}\n", self.address(target));
+            std::fs::write(folder.join("hosts"), line).unwrap();
+        }
+    }
+
+    /// What `ip netns exec` puts over `/etc`.
+    fn settings(&self, host: usize) -> PathBuf {
+        Path::new("/etc/netns").join(self.host(host))
     }
 
     /// Pulls a host's cable.
@@ -106,6 +142,7 @@ impl Drop for Network {
     fn drop(&mut self) {
         for name in (0..self.hosts).map(|number| self.host(number)).chain([self.switch()]) {
             tried(&format!("ip netns delete {name}"));
+            let _ = std::fs::remove_dir_all(Path::new("/etc/netns").join(name)); // most have none
         }
     }
 }

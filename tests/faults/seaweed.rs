@@ -2,10 +2,13 @@
 
 use crate::cluster::{folder, wait};
 use crate::http::{exchange, status};
+use crate::network::Network;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+const LOCAL: &str = "127.0.0.1";
+const USUAL: [u16; 8] = [9333, 19333, 9340, 19340, 8888, 18888, 8444, 18444];
 const KEY: &str = "the-key-of-the-tests";
 /// The secret of [`KEY`].
 pub const SECRET: &str = "the-secret-of-the-tests";
@@ -14,6 +17,7 @@ pub const SECRET: &str = "the-secret-of-the-tests";
 pub struct Seaweed {
     program: PathBuf,
     root: PathBuf,
+    ip: String,
     /// Master, volume, filer and S3, each with HTTP and gRPC.
     ports: Vec<u16>,
     process: Child,
@@ -22,6 +26,17 @@ pub struct Seaweed {
 impl Seaweed {
     /// Starts one with its data in a folder of this name. `None`, after saying so, where it is not installed.
     pub fn start(name: &str) -> Option<Self> {
+        Self::on(name, LOCAL, |program| Command::new(program))
+    }
+
+    /// The same on a host of a network, which only other hosts reach.
+    pub fn on_host(name: &str, network: &Network, host: usize) -> Option<Self> {
+        let launch = |program: &Path| network.command(host, program.to_str().expect("a plain path"));
+        Self::on(name, &network.address(host), launch)
+    }
+
+    /// `launch` makes a program's command where the server shall run, which has the address `ip`.
+    fn on(name: &str, ip: &str, launch: impl Fn(&Path) -> Command) -> Option<Self> {
         let program = program()?;
         let root = folder(name);
         std::fs::create_dir(root.join("data")).unwrap();
@@ -31,19 +46,35 @@ impl Seaweed {
             "actions": ["Admin", "Read", "List", "Tagging", "Write"],
         }]});
         std::fs::write(root.join("s3.json"), identity.to_string()).unwrap();
-        let listeners: Vec<_> = (0..8).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<u16> =
-            listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
-        drop(listeners);
-        let process = spawn(&program, &root, &ports);
-        let store = Self { program, root, ports, process };
-        store.wait();
+        // A host of its own has all ports free; there the usual ones, which SeaweedFS's other commands expect.
+        let ports = if ip == LOCAL { free_ports() } else { USUAL.to_vec() };
+        let process = spawn(launch(&program), ip, &root, &ports);
+        let store = Self { program, root, ip: ip.to_owned(), ports, process };
+        if ip == LOCAL {
+            store.wait();
+        }
         Some(store)
     }
 
     /// Where it speaks S3.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.ports[6])
+        format!("{}:{}", self.ip, self.ports[6])
+    }
+
+    /// The port of [`address`](Self::address).
+    pub fn port(&self) -> u16 {
+        self.ports[6]
+    }
+
+    /// Arguments of [`program`] that copy a folder into the bucket `runs`.
+    pub fn copy(&self, folder: &Path) -> [String; 3] {
+        let target = format!("http://{}:{}/buckets/runs/", self.ip, self.ports[4]);
+        ["filer.copy".into(), folder.display().to_string(), target]
+    }
+
+    /// Arguments of [`program`] that print an object of the bucket `runs`.
+    pub fn print(&self, key: &str) -> [String; 2] {
+        ["filer.cat".into(), format!("http://{}:{}/buckets/runs/{key}", self.ip, self.ports[4])]
     }
 
     /// Kills it as a power failure would.
@@ -54,7 +85,7 @@ impl Seaweed {
 
     /// Starts it again after [`kill`](Self::kill).
     pub fn restart(&mut self) {
-        self.process = spawn(&self.program, &self.root, &self.ports);
+        self.process = spawn(Command::new(&self.program), LOCAL, &self.root, &self.ports);
         self.wait();
     }
 
@@ -94,8 +125,13 @@ pub fn variables(address: &str, secret: &str) -> Vec<(String, String)> {
     .to_vec()
 }
 
+fn free_ports() -> Vec<u16> {
+    let listeners: Vec<_> = (0..8).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+}
+
 /// `weed` beside the Python that `JRS_PYTHON` names, or on the path.
-fn program() -> Option<PathBuf> {
+pub fn program() -> Option<PathBuf> {
     let python = std::env::var_os("JRS_PYTHON").map(PathBuf::from);
     let beside = python.as_deref().and_then(Path::parent).map(|folder| folder.join("weed"));
     let program = beside.filter(|weed| weed.is_file()).unwrap_or_else(|| "weed".into());
@@ -109,10 +145,9 @@ fn program() -> Option<PathBuf> {
     None
 }
 
-fn spawn(program: &Path, root: &Path, ports: &[u16]) -> Child {
-    let mut command = Command::new(program);
+fn spawn(mut command: Command, ip: &str, root: &Path, ports: &[u16]) -> Child {
     command.arg("mini").arg(format!("-dir={}", root.join("data").display()));
-    command.args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-bucket=runs"]);
+    command.args([format!("-ip={ip}"), format!("-ip.bind={ip}"), "-bucket=runs".into()]);
     command.arg(format!("-s3.config={}", root.join("s3.json").display()));
     command.args(["-webdav=false", "-admin.ui=false", "-master.telemetry=false"]);
     command.args(["-s3.port.iceberg=0", "-s3.port.lance=0"]);

@@ -136,6 +136,7 @@ fn options(args: &Args) -> anyhow::Result<Options> {
     let sampling = &config.sampling;
     let cut = MicroBatches::new(sampling.batch as u64, sampling.batch / sampling.micro_batch)?;
     let dataset_digest = args.copies.open(&args.data)?.digest;
+    jrs_telemetry::logging::join_trace(&format!("{}/{}", args.out, args.run));
     let store = RunStore::open(&args.out, &args.run)?;
     let config_toml = config.to_toml();
     store.start_run(&config_toml, &dataset_digest, Start::ResumeOrNew)?;

@@ -7,6 +7,7 @@ pub mod curves;
 mod data;
 pub mod demo;
 pub mod evaluate;
+pub mod k8s;
 mod local_cluster;
 pub mod model;
 pub mod phantom;

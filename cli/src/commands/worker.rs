@@ -110,6 +110,7 @@ impl StoreKeeper {
 
 impl Keeper for StoreKeeper {
     fn open(&mut self, store_url: &str, run: &str) -> Result<()> {
+        jrs_telemetry::logging::join_trace(&format!("{store_url}/{run}"));
         let store = Arc::new(RunStore::open(store_url, run).map_err(unusable)?);
         let config = store.config().map_err(unusable)?.unwrap_or_default();
         let checkpoint = TrainConfig::parse(&config)

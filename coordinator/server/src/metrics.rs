@@ -1,5 +1,6 @@
 //! `/metrics` in Prometheus' text format.
 
+use crate::record::now;
 use crate::shell::what;
 use crate::status::Status;
 use jrs_coordinator::decision::Action;
@@ -38,6 +39,8 @@ pub(crate) struct Metrics {
     samples_per_second: Family<Rank, Seconds>,
     data_wait_share: Family<Rank, Seconds>,
     stragglers: Gauge,
+    last_step: Seconds,
+    last_checkpoint: Seconds,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -81,7 +84,12 @@ impl Metrics {
             samples_per_second: Family::default(),
             data_wait_share: Family::default(),
             stragglers: Gauge::default(),
+            last_step: Gauge::default(),
+            last_checkpoint: Gauge::default(),
         };
+        // What was before is not known: ages count from here.
+        metrics.last_step.set(now());
+        metrics.last_checkpoint.set(now());
         metrics.register();
         metrics
     }
@@ -104,12 +112,14 @@ impl Metrics {
 
     pub(crate) fn committed(&self, seconds: f64, data_wait: f64) {
         self.steps.inc();
+        self.last_step.set(now());
         self.step_seconds.observe(seconds);
         self.data_wait_seconds.inc_by(data_wait);
     }
 
     pub(crate) fn saved(&self, seconds: f64, stall: f64) {
         self.checkpoints.inc();
+        self.last_checkpoint.set(now());
         self.checkpoint_seconds.observe(seconds);
         self.stall_seconds.observe(stall);
     }
@@ -177,5 +187,15 @@ impl Metrics {
             self.data_wait_share.clone(),
         );
         r.register("stragglers", "Workers much slower than the median", self.stragglers.clone());
+        r.register(
+            "last_step_timestamp_seconds",
+            "Unix time of the newest committed step, or since when this coordinator leads",
+            self.last_step.clone(),
+        );
+        r.register(
+            "last_checkpoint_timestamp_seconds",
+            "Unix time of the newest checkpoint, or since when this coordinator leads",
+            self.last_checkpoint.clone(),
+        );
     }
 }

@@ -16,39 +16,56 @@ use serde_json::{Value, json};
 
 /// A place for runs that can be opened several times, and whose objects can be damaged.
 pub struct Backend {
-    pub store: Arc<dyn ObjectStore>,
+    connect: Box<dyn Fn() -> Arc<dyn ObjectStore> + Send + Sync>,
     pub prefix: Path,
     _folder: Option<tempfile::TempDir>,
 }
 
 impl Backend {
     pub fn memory() -> Self {
-        Self { store: Arc::new(InMemory::new()), prefix: Path::from("some/prefix"), _folder: None }
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        Self {
+            connect: Box::new(move || Arc::clone(&store)),
+            prefix: Path::from("some/prefix"),
+            _folder: None,
+        }
     }
 
     pub fn folder() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap();
-        Self { store: Arc::new(store), prefix: Path::ROOT, _folder: Some(folder) }
+        let store: Arc<dyn ObjectStore> =
+            Arc::new(object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap());
+        Self { connect: Box::new(move || Arc::clone(&store)), prefix: Path::ROOT, _folder: Some(folder) }
     }
 
-    /// The bucket of `JRS_TEST_S3_URL`, below a prefix of this test alone.
-    #[cfg(feature = "aws")]
-    pub fn s3() -> Option<Self> {
-        let Ok(url) = std::env::var("JRS_TEST_S3_URL") else {
-            eprintln!("SKIPPED on S3: JRS_TEST_S3_URL is not set");
+    /// The bucket that `variable` names, below a prefix of this test alone. Its kind reads the variables that begin with
+    /// `settings`.
+    #[cfg(feature = "cloud")]
+    pub fn bucket(variable: &str, settings: &'static str) -> Option<Self> {
+        let Ok(url) = std::env::var(variable) else {
+            eprintln!("SKIPPED: {variable} is not set");
             return None;
         };
         // As the crate does it for the stores that it opens itself.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let url: url::Url = url.parse().unwrap();
+        let open = move || {
+            let variables = std::env::vars().filter(|(key, _)| key.starts_with(settings));
+            object_store::parse_url_opts(&url, variables).unwrap()
+        };
         let unique = uuid::Uuid::new_v4().simple().to_string();
-        let variables = std::env::vars().filter(|(key, _)| key.starts_with("AWS_"));
-        let (store, prefix) = object_store::parse_url_opts(&url.parse().unwrap(), variables).unwrap();
-        Some(Self { store: Arc::from(store), prefix: prefix.join(unique), _folder: None })
+        let prefix = open().1.join(unique);
+        Some(Self { connect: Box::new(move || Arc::from(open().0)), prefix, _folder: None })
+    }
+
+    /// A connection of its own: those of HTTP clients belong to the runtime that made them, and stand still when another
+    /// one uses them while that one does nothing.
+    pub fn store(&self) -> Arc<dyn ObjectStore> {
+        (self.connect)()
     }
 
     pub fn open(&self) -> RunStore {
-        self.open_through(Arc::clone(&self.store))
+        self.open_through(self.store())
     }
 
     pub fn open_through(&self, store: Arc<dyn ObjectStore>) -> RunStore {
@@ -59,11 +76,12 @@ impl Backend {
     pub fn damage(&self, key: &str, with: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>) {
         let path =
             key.split('/').fold(self.prefix.clone().join("runs").join("run"), |path, part| path.join(part));
+        let store = self.store();
         block_on(async {
-            let bytes = self.store.get(&path).await.unwrap().bytes().await.unwrap();
+            let bytes = store.get(&path).await.unwrap().bytes().await.unwrap();
             match with(bytes.to_vec()) {
-                Some(bytes) => drop(self.store.put(&path, bytes.into()).await.unwrap()),
-                None => self.store.delete(&path).await.unwrap(),
+                Some(bytes) => drop(store.put(&path, bytes.into()).await.unwrap()),
+                None => store.delete(&path).await.unwrap(),
             }
         });
     }

@@ -1,6 +1,9 @@
 //! `tracing` to standard error: for people by default, as JSON lines for machines.
 
+use sha2::{Digest, Sha256};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use libjrs::error::{Error, Result};
 use tracing_subscriber::filter::EnvFilter;
@@ -14,8 +17,32 @@ pub enum Format {
     /// Time, level, message and fields on one line; coloured on a terminal.
     #[default]
     Human,
-    /// One JSON object a line with `timestamp`, `level`, `target` and `fields`.
+    /// One JSON object a line with `trace_id`, `span_id`, `timestamp`, `level`, `target` and `fields`.
     Json,
+}
+
+/// This process in the terms of OpenTelemetry: one trace for a run, one span for a process.
+static IDS: LazyLock<Mutex<Ids>> = LazyLock::new(|| {
+    let [high, low, span] = [0; 3].map(|_| random());
+    Mutex::new(Ids { trace: (u128::from(high) << 64) | u128::from(low), span })
+});
+
+struct Ids {
+    trace: u128,
+    span: u64,
+}
+
+/// From now on JSON lines have the trace id that belongs to `run`, which says where the run is kept: the same in all
+/// processes that work on it, now and after a restart. Before, it is one of this process alone.
+pub fn join_trace(run: &str) {
+    let digest: [u8; 32] = Sha256::digest(run).into();
+    let half: [u8; 16] = std::array::from_fn(|index| digest[index]);
+    IDS.lock().unwrap_or_else(PoisonError::into_inner).trace = u128::from_be_bytes(half);
+}
+
+/// Never 0, which means "none". The standard library's hash keys are random and differ from call to call.
+fn random() -> u64 {
+    RandomState::new().hash_one(std::process::id()).max(1)
 }
 
 /// Starts logging for the whole process. `level` is what the user gave on the command line (`debug`, or per target as in
@@ -34,7 +61,7 @@ pub fn init(level: Option<&str>, format: Format) -> Result<()> {
                 io::IsTerminal::is_terminal(&io::stderr()) && std::env::var_os("NO_COLOR").is_none();
             builder.with_target(false).with_ansi(colours).try_init()
         }
-        Format::Json => builder.json().try_init(),
+        Format::Json => builder.json().with_writer(Traced).try_init(),
     };
     started.map_err(|source| {
         Error::input(
@@ -82,9 +109,65 @@ impl Write for Line {
     }
 }
 
+/// The same with the ids as first members of each line's object.
+struct Traced;
+
+impl<'a> MakeWriter<'a> for Traced {
+    type Writer = TracedLine;
+
+    fn make_writer(&'a self) -> TracedLine {
+        TracedLine
+    }
+}
+
+struct TracedLine;
+
+impl Write for TracedLine {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Line.write_all(&traced(bytes))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Line.flush()
+    }
+}
+
+/// A whole line comes in one piece.
+fn traced(line: &[u8]) -> Vec<u8> {
+    let Some(members) = line.strip_prefix(b"{") else { return line.to_vec() };
+    let ids = IDS.lock().unwrap_or_else(PoisonError::into_inner);
+    let head = format!("{{\"trace_id\":\"{:032x}\",\"span_id\":\"{:016x}\",", ids.trace, ids.span);
+    [head.as_bytes(), members].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_of_one_run_have_one_trace() {
+        let ids = |line: Vec<u8>| {
+            let line = String::from_utf8(line).unwrap();
+            let (trace, rest) = line.strip_prefix("{\"trace_id\":\"").unwrap().split_once('"').unwrap();
+            let (span, rest) = rest.strip_prefix(",\"span_id\":\"").unwrap().split_once('"').unwrap();
+            assert_eq!(rest, ",\"a\":1}\n");
+            assert!(
+                [trace, span]
+                    .iter()
+                    .all(|id| id.bytes().all(|c| c.is_ascii_hexdigit() && !c.is_ascii_uppercase()))
+            );
+            assert_eq!((trace.len(), span.len()), (32, 16));
+            (trace.to_owned(), span.to_owned())
+        };
+        let line = b"{\"a\":1}\n";
+        let before = ids(traced(line));
+        join_trace("s3://bucket/runs/first");
+        let first = ids(traced(line));
+        // `printf s3://bucket/runs/first | sha256sum`
+        assert_eq!(first.0, "3ecffbecf983905198668baa4f8743ec");
+        assert!(before.0 != first.0 && before.1 == first.1);
+    }
 
     #[test]
     fn the_flag_counts_before_the_environment() {
