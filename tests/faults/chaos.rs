@@ -1,7 +1,7 @@
 //! One random failure after the other. The model is that of the undisturbed run, and no sample is used twice.
 //!
 //! `scripts/chaos` runs this longer: `JRS_CHAOS_STEPS`, `JRS_CHAOS_SEED`, `JRS_CHAOS_PAUSE` (seconds between two failures),
-//! `JRS_CHAOS_STEPS_PER_CUT`.
+//! `JRS_CHAOS_CUTS` (cut connections of each worker).
 
 use crate::cluster::{
     BATCH, Cluster, Commit, PAIRS, PATCHES_PER_PAIR, SEED, alone, quick, undisturbed, wait,
@@ -71,7 +71,7 @@ impl Chaos {
 
     /// A worker whose connections to the others are cut now and then.
     fn work(&mut self) -> usize {
-        let cuts = self.steps / from_environment("JRS_CHAOS_STEPS_PER_CUT", STEPS_PER_CUT);
+        let cuts = from_environment("JRS_CHAOS_CUTS", self.steps.div_ceil(STEPS_PER_CUT));
         let cuts: Vec<String> = (0..cuts)
             .map(|_| format!("cut@step={},phase=reduce", self.dice.throw(self.steps as usize)))
             .collect();

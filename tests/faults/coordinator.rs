@@ -75,10 +75,10 @@ fn a_moved_coordinator() {
     assert!(generations.iter().all(|&g| g == generation), "nobody had to stop: {generations:?}");
 }
 
-/// The whole cluster is taken down: SIGTERM to the coordinator and to all workers at once. They end behind the step under way
+/// The whole cluster is taken down: SIGTERM to the coordinator, and to all workers as soon as it is gone. They end behind the step under way
 /// with the state saved, so that no step has to be done again.
 #[test]
-fn everyone_is_asked_to_end_at_once() {
+fn everyone_is_asked_to_end() {
     let _alone = alone();
     let mut cluster = Cluster::new("taken-down", &quick(STEPS));
     cluster.coordinate(2);
