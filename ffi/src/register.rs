@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use libjrs::align::{AlignOptions, Kind};
-use libjrs::engine::{Engine, Precision, on_cpu};
+use libjrs::engine::{Engine, Precision};
 use libjrs::estimate::{Estimate, estimate};
 use libjrs::field::warp_labels;
 use libjrs::model::{Model, Preprocessing};
@@ -106,12 +106,23 @@ pub struct jrs_estimate_result {
     pub tiles: u64,
     /// Seconds, roughly: a small run is timed on this machine as it is busy now.
     pub seconds: f64,
+    /// As host_bytes, in the memory of the device; 0 for the CPU.
+    pub device_bytes: u64,
+    /// As least_host_bytes, in the memory of the device; 0 for the CPU.
+    pub least_device_bytes: u64,
 }
 
 // SAFETY: repr(C), the size first, then numbers of 8 bytes.
 unsafe impl AbiStruct for jrs_estimate_result {
-    const DEFAULT: Self =
-        Self { struct_size: size_of::<Self>(), host_bytes: 0, least_host_bytes: 0, tiles: 0, seconds: 0.0 };
+    const DEFAULT: Self = Self {
+        struct_size: size_of::<Self>(),
+        host_bytes: 0,
+        least_host_bytes: 0,
+        tiles: 0,
+        seconds: 0.0,
+        device_bytes: 0,
+        least_device_bytes: 0,
+    };
 }
 
 /// Fills an input with its defaults.
@@ -126,7 +137,8 @@ pub unsafe extern "C" fn jrs_register_input_init(input: *mut jrs_register_input,
 
 /// Registers. model may be NULL where refine_steps is not 0; cancel may be NULL. On success *result is a new handle.
 ///
-/// JRS_E_ARGUMENT, JRS_E_STRUCT_SIZE, JRS_E_BUSY, JRS_E_GEOMETRY, JRS_E_INPUT, JRS_E_MEMORY, JRS_E_CANCELLED.
+/// JRS_E_ARGUMENT, JRS_E_STRUCT_SIZE, JRS_E_BUSY, JRS_E_GEOMETRY, JRS_E_INPUT, JRS_E_DEVICE, JRS_E_MEMORY,
+/// JRS_E_CANCELLED.
 ///
 /// # Safety
 /// `session`, `model` and `cancel` are NULL or live handles; `input` is NULL or an initialised struct, and all it
@@ -256,14 +268,14 @@ impl<'a> Task<'a> {
             refine: RefineOptions { steps: given.refine_steps as usize, ..Default::default() },
             both_directions: given.both_directions == 1,
             spacing_mm: given.refine_spacing_mm,
-            precision: means.precision,
+            compute: means.compute,
             ..Default::default()
         };
         Ok(Self { model, fixed, moving, labels, reference, structures, limits: limits.checked()?, options })
     }
 
     fn engine(&self) -> libjrs::Result<Option<Box<dyn Engine>>> {
-        self.model.map(|model| on_cpu(&model.generator, self.options.precision)).transpose()
+        self.model.map(|model| self.options.compute.engine(&model.generator)).transpose()
     }
 
     fn preprocessing(&self) -> Preprocessing {
@@ -290,14 +302,16 @@ impl<'a> Task<'a> {
     /// How much the network may use so that the whole call stays within the session's limit.
     fn budget(&self, means: &Means, engine: Option<&dyn Engine>) -> Result<(usize, Estimate), Failure> {
         let limit = means.max_host_bytes;
-        let mut budget = self.options.max_bytes;
+        let on_device = engine.is_some_and(|engine| engine.has_own_memory());
+        let device_limit = if on_device { means.max_device_bytes } else { usize::MAX };
+        let mut budget = self.options.max_bytes.min(device_limit);
         let mut found = self.estimate(engine, budget)?;
         // Tiles come in steps, so the largest that fit are approached from above.
         while found.bytes > limit {
             let smaller = found.tile_bytes / 8 * 7;
             let next = self.estimate(engine, smaller).ok().filter(|next| next.tile_bytes < found.tile_bytes);
             let Some(next) = next else {
-                let least = self.least(engine)?;
+                let least = self.least(engine)?.bytes;
                 let message = format!(
                     "the call needs at least {least} bytes and max_host_bytes is {limit}. Allow more, or crop the scans"
                 );
@@ -308,13 +322,13 @@ impl<'a> Task<'a> {
         Ok((budget, found))
     }
 
-    /// Bytes with the smallest tiles.
-    fn least(&self, engine: Option<&dyn Engine>) -> Result<usize, Failure> {
-        let Some(engine) = engine else { return Ok(self.estimate(None, usize::MAX)?.bytes) };
+    /// What the smallest tiles take.
+    fn least(&self, engine: Option<&dyn Engine>) -> Result<Estimate, Failure> {
+        let Some(engine) = engine else { return Ok(self.estimate(None, usize::MAX)?) };
         let mut low = engine.bytes([MIN_INPUT; 3]);
         loop {
             match self.estimate(Some(engine), low) {
-                Ok(found) => return Ok(found.bytes),
+                Ok(found) => return Ok(found),
                 Err(_) if low < usize::MAX / 2 => low += low / 8,
                 Err(e) => return Err(e.into()),
             }
@@ -343,11 +357,14 @@ impl<'a> Task<'a> {
                 * (NANOSECONDS_PER_VOXEL + NANOSECONDS_PER_STEP * self.options.refine.steps as f64)
                 * 1e-9
                 / threads;
+        let least = self.least(engine.as_deref())?;
         Ok(jrs_estimate_result {
             host_bytes: found.bytes as u64,
-            least_host_bytes: self.least(engine.as_deref())? as u64,
+            least_host_bytes: least.bytes as u64,
             tiles: found.tiles as u64,
             seconds,
+            device_bytes: found.device_bytes as u64,
+            least_device_bytes: least.device_bytes as u64,
             ..jrs_estimate_result::DEFAULT
         })
     }
@@ -387,7 +404,7 @@ impl<'a> Task<'a> {
         let device = Device {
             name: engine.as_ref().map_or("CPU".into(), |e| e.name()),
             // Refinement has one precision.
-            precision: engine.as_ref().map_or(Precision::F32, |_| options.precision).name().into(),
+            precision: engine.as_ref().map_or(Precision::F32, |_| options.compute.precision).name().into(),
             threads: means.pool.current_num_threads(),
             is_deterministic: true,
         };

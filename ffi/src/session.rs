@@ -4,10 +4,10 @@ use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use libjrs::engine::Precision;
+use libjrs::engine::{Compute, Device, Precision};
 
 use crate::status::{
-    Failure, JRS_E_ARGUMENT, JRS_E_BUSY, JRS_E_DEVICE, JRS_E_UNSUPPORTED, adopt_thread, guard,
+    Failure, JRS_E_ARGUMENT, JRS_E_BUSY, adopt_thread, guard,
 };
 use crate::structs::{AbiStruct, copy_text, init_struct, read_struct};
 
@@ -56,7 +56,7 @@ pub struct jrs_session_options {
     /// Most memory a call may use at one time, bytes; 0 for no limit. A call that needs more is cut into tiles, and
     /// refused with JRS_E_MEMORY before it begins where that is not enough. Results count, what the caller lends does not.
     pub max_host_bytes: u64,
-    /// The same on the device; not used by the CPU.
+    /// The same on the device, for the network; not used by the CPU.
     pub max_device_bytes: u64,
     /// Progress, or NULL.
     pub progress: jrs_progress_fn,
@@ -66,6 +66,10 @@ pub struct jrs_session_options {
     pub log: jrs_log_fn,
     /// First argument of log.
     pub log_user: *mut c_void,
+    /// Which of the machine's GPUs, as the driver counts them; 0 for the CPU.
+    pub device_number: u32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), the size first, numbers, pointers and nullable function pointers, u32 in pairs and so no padding.
@@ -83,6 +87,8 @@ unsafe impl AbiStruct for jrs_session_options {
         progress_user: std::ptr::null_mut(),
         log: None,
         log_user: std::ptr::null_mut(),
+        device_number: 0,
+        reserved: 0,
     };
 }
 
@@ -101,8 +107,10 @@ pub(crate) struct Means {
     pub pool: Arc<rayon::ThreadPool>,
     /// `usize::MAX` for no limit.
     pub max_host_bytes: usize,
-    /// Of the network.
-    pub precision: Precision,
+    /// The same on a device of its own.
+    pub max_device_bytes: usize,
+    /// What runs the network.
+    pub compute: Compute,
 }
 
 /// Fills the options with their defaults.
@@ -134,12 +142,17 @@ pub unsafe extern "C" fn jrs_session_create(
         }
         // SAFETY: by the contract.
         let options = unsafe { read_struct(options, "jrs_session_options") }?;
-        let precision = check(&options)?;
-        let max_host_bytes = match options.max_host_bytes {
+        let compute = check(&options)?;
+        let limit = |bytes: u64| match bytes {
             0 => usize::MAX,
             bytes => usize::try_from(bytes).unwrap_or(usize::MAX),
         };
-        let means = Means { pool: Arc::new(pool(options.threads)?), max_host_bytes, precision };
+        let means = Means {
+            pool: Arc::new(pool(options.threads)?),
+            max_host_bytes: limit(options.max_host_bytes),
+            max_device_bytes: limit(options.max_device_bytes),
+            compute,
+        };
         let new =
             jrs_session { options, means, is_busy: AtomicBool::new(false), last_error: Mutex::default() };
         // SAFETY: not NULL, so by the contract valid for a write.
@@ -209,15 +222,16 @@ impl Drop for Occupied<'_> {
 }
 
 /// Refuses what cannot be honoured.
-fn check(options: &jrs_session_options) -> Result<Precision, Failure> {
-    match options.device {
-        JRS_DEVICE_CPU => {}
-        JRS_DEVICE_CUDA => {
-            let message = "this build computes on the CPU only. Choose JRS_DEVICE_CPU, or a build with CUDA";
-            return Err(Failure::new(JRS_E_DEVICE, message));
+fn check(options: &jrs_session_options) -> Result<Compute, Failure> {
+    let device = match options.device {
+        JRS_DEVICE_CPU if options.device_number != 0 => {
+            let message = format!("device_number is {}, and there is one CPU", options.device_number);
+            return Err(Failure::new(JRS_E_ARGUMENT, message));
         }
+        JRS_DEVICE_CPU => Device::Cpu,
+        JRS_DEVICE_CUDA => Device::Cuda(options.device_number as usize),
         other => return Err(Failure::new(JRS_E_ARGUMENT, format!("device {other} is none of JRS_DEVICE_*"))),
-    }
+    };
     let precision = match options.precision {
         JRS_PRECISION_F32 => Precision::F32,
         JRS_PRECISION_BF16 => Precision::Bf16,
@@ -228,9 +242,10 @@ fn check(options: &jrs_session_options) -> Result<Precision, Failure> {
             ));
         }
     };
-    if !precision.is_available() {
-        let message = "this processor has no matrix unit for bfloat16. Choose JRS_PRECISION_F32";
-        return Err(Failure::new(JRS_E_UNSUPPORTED, message));
+    let compute = Compute { device, precision };
+    compute.check()?;
+    if options.reserved != 0 {
+        return Err(Failure::new(JRS_E_ARGUMENT, format!("reserved is {} and not 0", options.reserved)));
     }
     if options.deterministic > 1 {
         return Err(Failure::new(
@@ -244,7 +259,7 @@ fn check(options: &jrs_session_options) -> Result<Precision, Failure> {
             format!("{} threads. At most 1024 are possible", options.threads),
         ));
     }
-    Ok(precision)
+    Ok(compute)
 }
 
 /// The session's own threads. Number and stack size are given here, because otherwise the pool would read them from

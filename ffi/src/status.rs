@@ -18,7 +18,7 @@ pub const JRS_E_BUFFER_TOO_SMALL: i32 = 101;
 pub const JRS_E_STRUCT_SIZE: i32 = 102;
 /// Argument: the session is in a call already; a session serves one call at a time.
 pub const JRS_E_BUSY: i32 = 103;
-/// Argument: the option exists and this build does not have it.
+/// Argument: the option exists and this build or this machine does not have it.
 pub const JRS_E_UNSUPPORTED: i32 = 104;
 /// Geometry: sizes, strides, spacing, origin or axes that cannot be those of a scan.
 pub const JRS_E_GEOMETRY: i32 = 200;
@@ -30,7 +30,7 @@ pub const JRS_E_MODEL_INVALID: i32 = 301;
 pub const JRS_E_MODEL_SIGNATURE: i32 = 302;
 /// Input: the volumes, contours or points cannot be registered (no CT, no overlap, contours off the slices).
 pub const JRS_E_INPUT: i32 = 400;
-/// Device: it is not there. There is no fall-back to another one.
+/// Device: it is not there, or was lost. There is no fall-back to another one.
 pub const JRS_E_DEVICE: i32 = 500;
 /// Memory: the call needs more than the limit, or than the system has; nothing was begun.
 pub const JRS_E_MEMORY: i32 = 600;
@@ -66,6 +66,9 @@ impl From<Error> for Failure {
         let code = match error {
             Error::Io { .. } | Error::File { .. } => JRS_E_FILE,
             Error::Cancelled => JRS_E_CANCELLED,
+            Error::Device { .. } => JRS_E_DEVICE,
+            Error::Memory { .. } => JRS_E_MEMORY,
+            Error::Unsupported { .. } => JRS_E_UNSUPPORTED,
             _ => JRS_E_INPUT,
         };
         Self::new(code, error.to_string())

@@ -14,7 +14,7 @@ use jrs::session::*;
 use jrs::status::*;
 use jrs::volume::{jrs_volume, jrs_volume_init};
 use jrs::write::jrs_result_write;
-use libjrs::engine::Precision;
+use libjrs::engine::{Compute, Precision};
 use libjrs::model::SecretKey;
 
 mod support;
@@ -261,7 +261,9 @@ fn options_that_cannot_be_honoured() {
     };
     assert_eq!(code(|o| o.device = JRS_DEVICE_CUDA), JRS_E_DEVICE);
     assert_eq!(code(|o| o.device = 7), JRS_E_ARGUMENT);
-    if !Precision::Bf16.is_available() {
+    assert_eq!(code(|o| o.device_number = 1), JRS_E_ARGUMENT);
+    assert_eq!(code(|o| o.reserved = 1), JRS_E_ARGUMENT);
+    if (Compute { precision: Precision::Bf16, ..Default::default() }).check().is_err() {
         assert_eq!(code(|o| o.precision = JRS_PRECISION_BF16), JRS_E_UNSUPPORTED);
     }
     assert_eq!(code(|o| o.precision = 7), JRS_E_ARGUMENT);

@@ -12,7 +12,7 @@ use jrs::register::{jrs_estimate, jrs_estimate_result, jrs_register, jrs_registe
 use jrs::result::*;
 use jrs::session::{jrs_session, jrs_session_free, jrs_session_last_error};
 use jrs::status::*;
-use libjrs::engine::{Precision, on_cpu};
+use libjrs::engine::{Compute, Precision, on_cpu};
 use libjrs::field::warp_labels;
 use libjrs::progress::Progress;
 use libjrs::register::{RegisterOptions, register};
@@ -64,7 +64,7 @@ fn dvf(result: *const jrs_result) -> Vec<f32> {
 /// The engine that was asked for computes, is estimated and recorded.
 #[test]
 fn precision_is_an_option_of_the_session() {
-    if !Precision::Bf16.is_available() {
+    if (Compute { precision: Precision::Bf16, ..Default::default() }).check().is_err() {
         eprintln!("SKIPPED: this processor has no matrix unit");
         return;
     }
@@ -76,7 +76,8 @@ fn precision_is_an_option_of_the_session() {
     for (precision, name) in [(Precision::F32, "f32"), (Precision::Bf16, "bf16")] {
         let session = session(|o| o.precision = u32::from(precision == Precision::Bf16));
         let result = run(session, model, &given);
-        let options = RegisterOptions { precision, ..Default::default() };
+        let compute = Compute { precision, ..Default::default() };
+        let options = RegisterOptions { compute, ..Default::default() };
         let ours = register(Some(&support::model()), &fixed, &moving, &options, Progress::SILENT).unwrap();
         let interleaved: Vec<f32> = (0..fixed.grid.len()).flat_map(|i| ours.field.at(i)).collect();
         assert!(dvf(result) == interleaved, "the displacement is not that of {name}");

@@ -34,6 +34,30 @@ pub enum Error {
         /// What the user can do.
         fix: String,
     },
+    /// A device is not there, or was lost.
+    #[error("{problem}. {fix}")]
+    Device {
+        /// What is wrong.
+        problem: String,
+        /// What the user can do.
+        fix: String,
+    },
+    /// More memory is needed than there is, or than is allowed.
+    #[error("{problem}. {fix}")]
+    Memory {
+        /// How much for what.
+        problem: String,
+        /// What the user can do.
+        fix: String,
+    },
+    /// The option exists and this machine or build does not have it.
+    #[error("{problem}. {fix}")]
+    Unsupported {
+        /// What is missing.
+        problem: String,
+        /// What the user can do.
+        fix: String,
+    },
     /// The caller asked to stop (see [`crate::progress::Progress::cancel`]).
     #[error("cancelled before the end; nothing was written. Start again to get a result")]
     Cancelled,
@@ -51,6 +75,21 @@ impl Error {
     /// Unusable content in `path`. `problem` and `fix` are clauses without a final full stop.
     pub fn file(path: impl AsRef<Path>, problem: impl Into<String>, fix: impl Into<String>) -> Self {
         Self::File { path: path.as_ref().to_owned(), problem: problem.into(), fix: fix.into() }
+    }
+
+    /// A device that cannot be used. `problem` and `fix` are clauses without a final full stop.
+    pub fn device(problem: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::Device { problem: problem.into(), fix: fix.into() }
+    }
+
+    /// Too little memory. `problem` and `fix` are clauses without a final full stop.
+    pub fn memory(problem: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::Memory { problem: problem.into(), fix: fix.into() }
+    }
+
+    /// An option that is not to be had here. `problem` and `fix` are clauses without a final full stop.
+    pub fn unsupported(problem: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::Unsupported { problem: problem.into(), fix: fix.into() }
     }
 
     /// Inputs that do not fit. `problem` and `fix` are clauses without a final full stop.

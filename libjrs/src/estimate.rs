@@ -7,16 +7,19 @@ use crate::Result;
 use crate::engine::{Engine, Plan};
 use crate::geometry::Grid;
 use crate::model::Preprocessing;
+use crate::network::MARGIN;
 use crate::register::RegisterOptions;
 use crate::resample::working_grid;
 
 /// What a registration will take.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Estimate {
     /// Most memory in use at one time, bytes; volumes that the caller holds are not counted.
     pub bytes: usize,
     /// What the engine holds for the largest tile, bytes; see [`Engine::bytes`].
     pub tile_bytes: usize,
+    /// How much of it is in the memory of a device and not among `bytes`.
+    pub device_bytes: usize,
     /// Runs of the network in one direction.
     pub tiles: usize,
     /// Voxels that the network reads, in all its runs.
@@ -69,7 +72,7 @@ impl Voxels {
 /// What registering scans on these grids takes with `engine` and `options`.
 ///
 /// # Errors
-/// [`crate::Error::Input`] if `options.max_bytes` is too small for any tile.
+/// [`crate::Error::Memory`] if `options.max_bytes` is too small for any tile.
 pub fn estimate(
     engine: Option<&dyn Engine>,
     preprocessing: &Preprocessing,
@@ -79,7 +82,7 @@ pub fn estimate(
     let directions = if options.both_directions { 2 } else { 1 };
     let working = working_grid(fixed, preprocessing.spacing_mm);
     let voxels = Voxels { fixed: fixed.len(), moving: moving.len(), working: working.len(), directions };
-    let mut found = Estimate { bytes: voxels.during_judgement(), tile_bytes: 0, tiles: 0, network_voxels: 0 };
+    let mut found = Estimate { bytes: voxels.during_judgement(), ..Default::default() };
     if options.refine.steps > 0 {
         let fine = working_grid(fixed, options.spacing_mm).len();
         // Both images, a start and a field per direction, and what a level works on.
@@ -90,14 +93,20 @@ pub fn estimate(
         let plan = Plan::new(working.size, options.max_bytes, |input| engine.bytes(input))?;
         let largest =
             plan.tiles.iter().map(|t| t.input_size()).max_by_key(|size| size.iter().product::<usize>());
-        let largest = largest.unwrap_or_default();
+        let largest = largest.expect("a plan has a tile");
         found.tiles = plan.tiles.len();
         found.network_voxels =
             directions * plan.tiles.iter().map(|t| t.input_size().iter().product::<usize>()).sum::<usize>();
         found.tile_bytes = engine.bytes(largest);
         let inputs = 2 * SCALAR * largest.iter().product::<usize>();
         let with_network = (voxels.during_network() + inputs).max(voxels.during_output());
-        found.bytes = found.bytes.max(with_network + found.tile_bytes);
+        let on_host = if engine.has_own_memory() {
+            found.device_bytes = found.tile_bytes;
+            VECTOR * largest.map(|n| n - 2 * MARGIN).iter().product::<usize>()
+        } else {
+            found.tile_bytes
+        };
+        found.bytes = found.bytes.max(with_network + on_host);
     }
     Ok(found)
 }

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use crate::align::{AlignOptions, align};
-use crate::engine::{Engine, Precision, infer, on_cpu};
+use crate::engine::{Compute, Engine, infer};
 use crate::field::{
     InverseConsistency, compose_with_affine, field_on, inverse_consistency, resample_field, sample_clamped,
     warp_image,
@@ -25,7 +25,7 @@ use crate::{Affine, DisplacementField, Error, Grid, Result, Volume};
 pub struct RegisterOptions {
     /// Maps fixed points to moving points before anything else; the network only finds what is left.
     pub prealign: Prealign,
-    /// Bound of the working memory of the network and of refinement, bytes; images and fields come on top.
+    /// Bound of the working memory of the network (on its device) and of refinement, bytes; images and fields come on top.
     pub max_bytes: usize,
     /// Gradient steps of test-time refinement; 0 = the network alone.
     pub refine: RefineOptions,
@@ -35,8 +35,8 @@ pub struct RegisterOptions {
     pub threads: Option<usize>,
     /// Edge of the voxels on which refinement works, mm; a network's are its model's.
     pub spacing_mm: f64,
-    /// Arithmetic of the network.
-    pub precision: Precision,
+    /// Where the network runs; refinement and all else run on the CPU.
+    pub compute: Compute,
 }
 
 impl Default for RegisterOptions {
@@ -48,7 +48,7 @@ impl Default for RegisterOptions {
             both_directions: false,
             threads: None,
             spacing_mm: 1.0,
-            precision: Precision::F32,
+            compute: Compute::default(),
         }
     }
 }
@@ -111,11 +111,12 @@ impl Registration {
     }
 }
 
-/// Registers `moving` to `fixed` (HU) with a trained model on the CPU, or without one by refinement from zero.
+/// Registers `moving` to `fixed` (HU) with a trained model, or without one by refinement from zero.
 ///
 /// # Errors
 /// [`Error::Input`] if the scans are empty, hold no finite values, do not overlap, or there is neither a model nor a
-/// refinement step, or this processor lacks the precision; [`Error::Cancelled`].
+/// refinement step; [`Error::Device`], [`Error::Unsupported`] and [`Error::Memory`] as [`Compute`] says;
+/// [`Error::Cancelled`].
 pub fn register(
     model: Option<&Model>,
     fixed: &Volume<f32>,
@@ -139,7 +140,7 @@ pub fn register_meanwhile<T: Send>(
     progress: Progress,
     meanwhile: impl FnOnce(&Forward) -> T + Send,
 ) -> Result<(Registration, T)> {
-    let engine = model.map(|m| on_cpu(&m.generator, options.precision)).transpose()?;
+    let engine = model.map(|m| options.compute.engine(&m.generator)).transpose()?;
     let preprocessing = match model {
         Some(model) => model.manifest.preprocessing.clone(),
         None => Preprocessing { spacing_mm: options.spacing_mm, ..Default::default() },

@@ -1,6 +1,7 @@
 //! `jrs commission`: the suite with known truth, as a report.
 
 use jrs_commission::{CASES, Suite, page, run as run_suite};
+use super::ComputeArgs;
 use libjrs::Error;
 use libjrs::model::Model;
 use std::path::PathBuf;
@@ -23,6 +24,8 @@ pub struct Args {
     /// Memory limit for the network, MB.
     #[arg(long, default_value_t = 4096, value_name = "MB")]
     memory: usize,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Edge of the phantom's voxels, mm (slices are 5/3 of it): coarser is quicker and not what tolerances are meant for.
     #[arg(long, default_value_t = 1.5)]
     voxel: f64,
@@ -47,6 +50,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         refine_steps: args.refine.unwrap_or(0),
         refine_spacing_mm: args.spacing,
         max_bytes: args.memory << 20,
+        compute: args.compute.checked()?,
         seed: args.seed,
         ..Suite::default()
     };

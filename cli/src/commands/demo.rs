@@ -2,7 +2,7 @@
 
 use super::evaluate::{self, SplitArg};
 use super::train;
-use super::{Align, phase};
+use super::{Align, ComputeArgs, phase};
 use jrs_data::prepare::{PrepareOptions, prepare};
 use jrs_phantom::{Preset, generate};
 use jrs_telemetry::interrupt::Interrupt;
@@ -105,6 +105,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             refine: Some(REFINE_STEPS),
             spacing: REFINE_SPACING_MM,
             memory: 2048,
+            compute: ComputeArgs::default(),
             out: folder("report"),
             json: false,
             title: "5/5 register unseen patients",

@@ -1,6 +1,6 @@
 //! `jrs evaluate`: the paper's table on a split of a dataset.
 
-use super::{Align, phase};
+use super::{Align, ComputeArgs, phase};
 use jrs_data::dataset::{Dataset, Pair, Split};
 use jrs_report::boxplot::box_plot;
 use jrs_report::evaluation::BEFORE;
@@ -52,6 +52,8 @@ pub struct Args {
     /// Memory limit for the network, MB.
     #[arg(long, default_value_t = 4096, value_name = "MB")]
     pub memory: usize,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Folder for tables, plots and the page.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -226,6 +228,7 @@ fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::
             refine: RefineOptions { steps, ..Default::default() },
             both_directions: true,
             spacing_mm: args.spacing,
+            compute: args.compute.checked()?,
             ..Default::default()
         };
         let result = register(Some(model), &fixed, &moving, &options, Progress::SILENT)?;

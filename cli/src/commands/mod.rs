@@ -21,6 +21,7 @@ pub mod worker;
 
 use jrs_telemetry::progress::{Phase, Progress};
 use libjrs::align::{AlignOptions, Kind, align};
+use libjrs::engine::{Compute, Device};
 use libjrs::register::Prealign;
 use libjrs::{Affine, Result, Volume};
 
@@ -55,9 +56,10 @@ impl Align {
 }
 
 /// Arithmetic of the network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Precision {
     /// 32-bit floating point.
+    #[default]
     F32,
     /// 16-bit "brain" floating point with sums in 32 bits, where the processor has AMX.
     Bf16,
@@ -69,6 +71,25 @@ impl From<Precision> for libjrs::engine::Precision {
             Precision::F32 => Self::F32,
             Precision::Bf16 => Self::Bf16,
         }
+    }
+}
+
+/// What runs the network.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct ComputeArgs {
+    /// What runs the network: cpu, cuda or cuda:N (a GPU; in builds with CUDA). There is no fall-back.
+    #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
+    device: Device,
+    /// Arithmetic of the network: bf16 is faster and needs a processor with AMX.
+    #[arg(long, global = true, default_value = "f32")]
+    precision: Precision,
+}
+
+impl ComputeArgs {
+    /// Device and arithmetic, both at hand.
+    fn checked(self) -> Result<Compute> {
+        let compute = Compute { device: self.device, precision: self.precision.into() };
+        compute.check().map(|()| compute)
     }
 }
 

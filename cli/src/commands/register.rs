@@ -1,6 +1,6 @@
 //! `jrs register`: one pair of scans, from files to files.
 
-use super::{Align, Precision};
+use super::{Align, ComputeArgs};
 use anyhow::Context;
 use jrs_report::html::{Tile, Verdict};
 use jrs_report::registration_page::{Check, OrganChange, RegistrationReport};
@@ -58,9 +58,8 @@ pub struct Args {
     /// Memory limit for the network, MB; larger volumes are tiled, without seams.
     #[arg(long, default_value_t = 4096, value_name = "MB")]
     memory: usize,
-    /// Arithmetic of the network: bf16 is faster and needs a processor with AMX.
-    #[arg(long, default_value = "f32")]
-    precision: Precision,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Leave out the opposite direction: nearly half the time, but no inverse consistency in the report.
     #[arg(long)]
     one_way: bool,
@@ -77,7 +76,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    // Everything is read and checked, the output folder too, before the work begins.
+    // Everything is read and checked, the device and the output folder too, before the work begins.
+    let compute = args.compute.checked()?;
     let started = Instant::now();
     let mut clock = Stopwatch::start();
     let model = args.model.as_ref().map(Model::load).transpose()?;
@@ -97,7 +97,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         refine: RefineOptions { steps: args.refine.unwrap_or(0), ..Default::default() },
         both_directions: !args.one_way,
         spacing_mm: args.spacing,
-        precision: args.precision.into(),
+        compute,
         ..Default::default()
     };
     let bar = super::phase("register", 100);

@@ -110,6 +110,7 @@ pub(crate) fn run(case: &Case, scene: &Scene, model: Option<&Model>, suite: &Sui
         refine: suite.refine(),
         both_directions: true,
         spacing_mm: suite.refine_spacing_mm,
+        compute: suite.compute,
         ..Default::default()
     };
     let clock = Instant::now();

@@ -17,6 +17,7 @@ pub use page::page;
 
 use libjrs::Result;
 use libjrs::model::Model;
+use libjrs::engine::Compute;
 use libjrs::progress::Progress;
 use libjrs::refine::RefineOptions;
 use serde::Serialize;
@@ -32,6 +33,8 @@ pub struct Suite {
     pub refine_spacing_mm: f64,
     /// Bound of the network's working memory, bytes.
     pub max_bytes: usize,
+    /// What runs the network.
+    pub compute: Compute,
     /// The phantom; another seed is another patient.
     pub seed: u64,
     /// What counts as passed.
@@ -45,6 +48,7 @@ impl Default for Suite {
             refine_steps: 0,
             refine_spacing_mm: 1.0,
             max_bytes: 4 << 30,
+            compute: Compute::default(),
             seed: 132,
             tolerances: Tolerances::default(),
         }

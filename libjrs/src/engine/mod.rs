@@ -1,6 +1,9 @@
 //! Running the generator: an [`Engine`] computes one padded input, [`infer`] takes whole volumes apart for it.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
+mod device;
 mod folded;
 mod matrix;
 mod plan;
@@ -12,10 +15,12 @@ use std::sync::{Mutex, PoisonError};
 use jrs_kernels::pool::{Pool, SCRATCH};
 
 pub use cpu::CpuEngine;
+#[cfg(feature = "cube")]
+pub use cube::CubeEngine;
+pub use device::{Compute, Device, Precision, on_cpu};
 pub use matrix::MatrixEngine;
 pub use plan::{Plan, SEAM, Tile, padded};
 
-use crate::model::GeneratorWeights;
 use crate::network::{INPUT_MULTIPLE, MARGIN, MIN_INPUT};
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -42,58 +47,23 @@ pub trait Engine: Send + Sync {
     ) -> Result<()>;
 
     /// Most bytes that the engine holds on the current threads while all inputs have this size: weights, buffers at work and
-    /// waiting for the next layer or tile, and one output.
+    /// waiting for the next layer or tile, and one output. See [`Engine::has_own_memory`].
     fn bytes(&self, size: [usize; 3]) -> usize;
-}
 
-/// Arithmetic of an engine on the CPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// 32-bit floating point, or sums of two bf16 where a matrix unit makes them faster: within 1e-4 of each other's size.
-    #[default]
-    F32,
-    /// bf16 with f32 sums, faster, on processors with a matrix unit (AMX). Displacements differ by up to some tenths of
-    /// a millimetre from those in f32.
-    Bf16,
-}
-
-impl Precision {
-    /// True if this processor can compute so.
-    pub fn is_available(self) -> bool {
-        match self {
-            Self::F32 => true,
-            Self::Bf16 => MatrixEngine::available(),
-        }
+    /// True if [`Engine::bytes`] are in a device's memory and not in the process's.
+    fn has_own_memory(&self) -> bool {
+        false
     }
-
-    /// As a record of what ran has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        }
-    }
-}
-
-/// The engine on the CPU for a trained generator.
-///
-/// # Errors
-/// [`Error::Input`] if this processor cannot compute in that precision.
-pub fn on_cpu(weights: &GeneratorWeights, precision: Precision) -> Result<Box<dyn Engine>> {
-    Ok(match precision {
-        Precision::F32 if !MatrixEngine::available() => Box::new(CpuEngine::new(weights)),
-        _ => Box::new(MatrixEngine::new(weights, precision)?),
-    })
 }
 
 /// The displacement of every voxel of a whole volume: pads, tiles and joins (`science.md` section 6).
 ///
 /// `fixed` and `moving` are normalised intensities of `size` = \[x, y, z\] voxels, x fastest. The result has the
 /// same size, components x, y, z in mm along the index axes. `max_bytes` bounds the engine's working memory for one
-/// tile; the two images and the result come on top.
+/// tile, wherever that is; the two images and the result come on top.
 ///
 /// # Errors
-/// [`crate::Error::Input`] if `max_bytes` is too small for any tile, [`crate::Error::Cancelled`], and whatever the
+/// [`crate::Error::Memory`] if `max_bytes` is too small for any tile, [`crate::Error::Cancelled`], and whatever the
 /// engine reports.
 pub fn infer(
     engine: &dyn Engine,

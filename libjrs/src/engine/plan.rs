@@ -51,7 +51,7 @@ impl Plan {
     /// what one run on a given input size needs. One tile if the whole volume fits.
     ///
     /// # Errors
-    /// [`Error::Input`] if an axis is empty or even the smallest tile does not fit.
+    /// [`Error::Input`] if an axis is empty, [`Error::Memory`] if even the smallest tile does not fit.
     pub fn new(size: [usize; 3], max_bytes: usize, bytes: impl Fn([usize; 3]) -> usize) -> Result<Self> {
         if size.contains(&0) {
             return Err(Error::input(
@@ -75,7 +75,7 @@ impl Plan {
         let Some((choice, _)) = best else {
             let least =
                 bytes(splits.each_ref().map(|s| s.iter().map(|s| s.largest).min().unwrap_or(MIN_INPUT)));
-            return Err(Error::input(
+            return Err(Error::memory(
                 format!(
                     "the memory limit of {max_bytes} bytes is below the {least} bytes of the smallest tile"
                 ),

@@ -8,9 +8,10 @@ mod sampling;
 mod surfaces;
 mod training;
 
-use super::Precision;
+use super::ComputeArgs;
 use jrs_telemetry::memory::peak_rss_mb;
 use jrs_worker::config::System;
+use libjrs::engine::Compute;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -24,9 +25,8 @@ pub struct Args {
     /// Measured runs, after one that is not.
     #[arg(long, global = true, default_value_t = 5, value_name = "N")]
     repeats: usize,
-    /// Number format of the network's arithmetic.
-    #[arg(long, global = true, default_value = "f32")]
-    precision: Precision,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Print one JSON line.
     #[arg(long, global = true)]
     json: bool,
@@ -125,10 +125,10 @@ struct Bench<'a> {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    if args.precision != Precision::F32 && !matches!(args.work, Work::Generator { .. } | Work::Volume { .. })
-    {
-        let fix = "leave --precision out; it is for `generator` and `volume`";
-        return Err(libjrs::Error::input("this work has no other precision than f32", fix).into());
+    let compute = args.compute.checked()?;
+    if compute != Compute::default() && !matches!(args.work, Work::Generator { .. } | Work::Volume { .. }) {
+        let fix = "leave --device and --precision out; they are for `generator` and `volume`";
+        return Err(libjrs::Error::input("this work runs on the CPU in f32", fix).into());
     }
     if args.repeats == 0 {
         return Err(libjrs::Error::input("--repeats is 0", "measure at least once").into());
@@ -138,8 +138,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let mut bench = match &args.work {
         Work::Precision { .. } => unreachable!("returned above"),
-        Work::Generator { size } => network::generator(*size, args.precision)?,
-        Work::Volume { size, memory } => network::volume(*size, *memory, args.precision)?,
+        Work::Generator { size } => network::generator(*size, compute)?,
+        Work::Volume { size, memory } => network::volume(*size, *memory, compute)?,
         Work::Step { system, size, critic_steps } => {
             let system: System = serde_json::from_value(system.as_str().into()).map_err(|_| {
                 libjrs::Error::input(

@@ -1,31 +1,31 @@
 //! Inference: the generator alone, and a whole volume in tiles.
 
-use super::{Bench, Precision, wave};
+use super::{Bench, wave};
 use libjrs::Result;
-use libjrs::engine::{infer, on_cpu};
+use libjrs::engine::{Compute, infer};
 use libjrs::model::GeneratorWeights;
 use libjrs::network::{GENERATOR, Layer, MARGIN};
 use libjrs::progress::Progress;
 
 /// One padded input of `size` voxels per edge.
-pub fn generator(size: usize, precision: Precision) -> Result<Bench<'static>> {
-    let engine = on_cpu(&GeneratorWeights::random(1), precision.into())?;
+pub fn generator(size: usize, compute: Compute) -> Result<Bench<'static>> {
+    let engine = compute.engine(&GeneratorWeights::random(1))?;
     let [fixed, moving] = [0.0, 0.3].map(|phase| wave(size.pow(3), phase));
     let mut u: [Vec<f32>; 3] = Default::default();
     engine.displacement(&fixed, &moving, [size; 3], &mut u)?;
     Ok(Bench {
-        name: format!("generator, input {size}^3, {precision:?}"),
+        name: format!("generator, input {size}^3, {}", engine.name()),
         flops: Some(flops(size)),
         run: Box::new(move || Ok(engine.displacement(&fixed, &moving, [size; 3], &mut u)?)),
     })
 }
 
 /// A volume of `size` voxels per edge, a tile taking at most `memory` MB.
-pub fn volume(size: usize, memory: usize, precision: Precision) -> Result<Bench<'static>> {
-    let engine = on_cpu(&GeneratorWeights::random(1), precision.into())?;
+pub fn volume(size: usize, memory: usize, compute: Compute) -> Result<Bench<'static>> {
+    let engine = compute.engine(&GeneratorWeights::random(1))?;
     let [fixed, moving] = [0.0, 0.3].map(|phase| wave(size.pow(3), phase));
     Ok(Bench {
-        name: format!("volume {size}^3, {precision:?}, tiles of up to {memory} MB"),
+        name: format!("volume {size}^3, {}, tiles of up to {memory} MB", engine.name()),
         flops: Some(flops((size + 2 * MARGIN).next_multiple_of(4))),
         run: Box::new(move || {
             infer(&*engine, &fixed, &moving, [size; 3], memory * 1_000_000, Progress::SILENT)?;

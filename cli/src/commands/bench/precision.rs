@@ -1,7 +1,7 @@
 //! How much bf16 moves the result.
 
 use libjrs::Result;
-use libjrs::engine::Precision;
+use libjrs::engine::{Compute, Precision};
 use libjrs::model::Model;
 use libjrs::nifti::read_image;
 use libjrs::progress::Progress;
@@ -24,7 +24,8 @@ pub fn compare(model: &Path, fixed: &Path, moving: &Path, json: bool) -> anyhow:
     let model = Model::load(model)?;
     let (fixed, moving) = (read_image(fixed)?, read_image(moving)?);
     let field = |precision| -> Result<_> {
-        let options = RegisterOptions { precision, ..Default::default() };
+        let compute = Compute { precision, ..Default::default() };
+        let options = RegisterOptions { compute, ..Default::default() };
         Ok(register(Some(&model), &fixed, &moving, &options, Progress::SILENT)?.network_field)
     };
     let (exact, rounded) = (field(Precision::F32)?, field(Precision::Bf16)?);

@@ -28,20 +28,28 @@ impl MatrixEngine {
     /// Prepares the weights.
     ///
     /// # Errors
-    /// [`Error::Input`] if this processor has no matrix unit for bf16.
+    /// [`Error::Unsupported`] if this processor has no matrix unit for bf16.
     pub fn new(weights: &GeneratorWeights, precision: Precision) -> Result<Self> {
-        let unit = Unit::hardware().ok_or_else(|| {
-            Error::input(
-                "this processor has no AMX with bf16, or the system does not allow it",
-                "use f32 precision",
-            )
-        })?;
-        Ok(Self::on(unit, weights, precision))
+        Ok(Self::on(Self::unit()?, weights, precision))
     }
 
     /// True if [`MatrixEngine::new`] succeeds here.
     pub fn available() -> bool {
         Unit::hardware().is_some()
+    }
+
+    /// Why [`MatrixEngine::new`] would not succeed here.
+    pub(super) fn check() -> Result<()> {
+        Self::unit().map(|_| ())
+    }
+
+    fn unit() -> Result<Unit> {
+        Unit::hardware().ok_or_else(|| {
+            Error::unsupported(
+                "this processor has no AMX with bf16, or the system does not allow it",
+                "Use f32 precision",
+            )
+        })
     }
 
     fn on(unit: Unit, weights: &GeneratorWeights, precision: Precision) -> Self {

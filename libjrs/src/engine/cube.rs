@@ -1,0 +1,282 @@
+//! The generator on a GPU: the layer table run with the kernels of `jrs_cube`, tensors as wholes, BatchNorm folded.
+//!
+//! A GPU has the memory and the bandwidth for whole tensors, where the CPU streams planes. At most four live at a time: the
+//! skip connection, a layer's input (or the two parts that it is joined from, and the join) and its output.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use jrs_cube::buffer::{download, upload};
+use jrs_cube::{Client, Handle, conv3d, device, upsample_concat};
+use jrs_kernels::Conv3d;
+use jrs_kernels::upsample_concat::UpsampleConcat;
+
+use super::device::{Device, Precision};
+use super::folded::FoldedLayer;
+use super::{Engine, check_input};
+use crate::model::GeneratorWeights;
+use crate::network::{GENERATOR, JOINS, Join, LEAKY_SLOPE, Layer, MARGIN};
+use crate::{Error, Result};
+
+/// Runs on one device; the same bits in every run on the same kind of device.
+pub struct CubeEngine {
+    client: Client,
+    name: String,
+    layers: Vec<Weights>,
+}
+
+/// A layer's values on the device.
+struct Weights {
+    kernel: Handle,
+    bias: Handle,
+    /// Scale and shift behind LeakyReLU, in blocks.
+    norm: Option<[Handle; 2]>,
+}
+
+/// A layer for an input of some size.
+struct Step {
+    layer: &'static Layer,
+    /// The skip connection that is joined to its input before.
+    join: Option<(&'static Join, UpsampleConcat)>,
+    conv: Conv3d,
+}
+
+impl CubeEngine {
+    /// Prepares the weights on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device is not there, [`Error::Memory`] if it has no room for the weights.
+    pub fn new(device: Device, weights: &GeneratorWeights) -> Result<Self> {
+        let on = of(device)?;
+        let name = format!("{device}: {}", device::probe(on).map_err(failure)?.name);
+        let client = device::open(on).map_err(failure)?;
+        let layers = guarded(|| {
+            let up = |values: &[f32]| upload(&client, values);
+            let layers = weights.layers.iter().map(FoldedLayer::new).map(|layer| Weights {
+                kernel: up(&layer.weight),
+                bias: up(&layer.bias),
+                norm: layer.norm.map(|(scale, shift)| [up(&scale), up(&shift)]),
+            });
+            Ok(layers.collect())
+        })?;
+        Ok(Self { client, name, layers })
+    }
+
+    fn run(&self, fixed: &[f32], moving: &[f32], size: [usize; 3]) -> Result<Vec<f32>> {
+        let mut x = upload(&self.client, &[fixed, moving].concat());
+        let mut skips = Vec::new();
+        for (step, weights) in steps(size).iter().zip(&self.layers) {
+            if let Some((join, geometry)) = &step.join {
+                let skip = skips.iter().position(|(name, _)| *name == join.skip).expect("a skip comes before its join");
+                let (_, skip) = skips.swap_remove(skip);
+                x = upsample_concat::forward(&self.client, geometry, &x, &skip);
+            }
+            let epilogue = match &weights.norm {
+                None => conv3d::Epilogue::None,
+                Some([scale, shift]) => conv3d::Epilogue::LeakyNorm { slope: LEAKY_SLOPE, scale, shift },
+            };
+            x = conv3d::forward(&self.client, &step.conv, &x, &weights.kernel, &weights.bias, epilogue);
+            if JOINS.iter().any(|join| join.skip == step.layer.name) {
+                skips.push((step.layer.name, x.clone()));
+            }
+        }
+        download(&self.client, x).map_err(failure)
+    }
+}
+
+impl Engine for CubeEngine {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn displacement(
+        &self,
+        fixed: &[f32],
+        moving: &[f32],
+        size: [usize; 3],
+        out: &mut [Vec<f32>; 3],
+    ) -> Result<()> {
+        check_input(fixed, moving, size)?;
+        let u = guarded(|| self.run(fixed, moving, size))?;
+        for (out, u) in out.iter_mut().zip(u.chunks_exact(u.len() / 3)) {
+            out.clear();
+            out.extend_from_slice(u);
+        }
+        Ok(())
+    }
+
+    fn bytes(&self, size: [usize; 3]) -> usize {
+        let weights: usize = GENERATOR.iter().map(Layer::parameters).sum();
+        size_of::<f32>() * (weights + most_values(size))
+    }
+
+    fn has_own_memory(&self) -> bool {
+        true
+    }
+}
+
+impl Drop for CubeEngine {
+    /// Gives the device's memory back: the client's pools would keep it for the next call.
+    fn drop(&mut self) {
+        self.layers.clear();
+        let _ = guarded(|| device::release(&self.client).map_err(failure));
+    }
+}
+
+/// The generator's layers for an input of `size` = \[x, y, z\].
+fn steps(size: [usize; 3]) -> Vec<Step> {
+    let [x, y, z] = size;
+    let mut input = [z, y, x];
+    let mut channels = 2;
+    let mut widths = Vec::new();
+    let step = |layer: &'static Layer| {
+        let join = JOINS.iter().find(|join| join.before == layer.name).map(|join| {
+            let c_skip = widths.iter().find(|(name, _)| *name == join.skip).map_or(0, |(_, width)| *width);
+            let geometry = UpsampleConcat { batch: 1, c_up: channels, c_skip, low: input, crop: join.crop };
+            input = geometry.output();
+            (join, geometry)
+        });
+        let Layer { c_in, c_out, kernel, stride, padding, .. } = *layer;
+        let conv = Conv3d { batch: 1, c_in, c_out, input, kernel, stride, padding };
+        (input, channels) = (conv.output(), c_out);
+        widths.push((layer.name, c_out));
+        Step { layer, join, conv }
+    };
+    GENERATOR.iter().map(step).collect()
+}
+
+/// Most values in tensors that live at the same time, for an input of `size`.
+fn most_values(size: [usize; 3]) -> usize {
+    let mut most = 0;
+    let mut kept: Vec<(&str, usize)> = Vec::new();
+    for step in steps(size) {
+        let skips = |kept: &[(&str, usize)]| kept.iter().map(|(_, values)| values).sum::<usize>();
+        if let Some((join, geometry)) = step.join {
+            most = most.max(skips(&kept) + geometry.low_len() + geometry.output_len());
+            kept.retain(|(name, _)| *name != join.skip);
+        }
+        let input = step.conv.input_len();
+        // A skip connection is also its successor's input.
+        let shared = kept.last().is_some_and(|&(_, values)| values == input) as usize * input;
+        most = most.max(skips(&kept) - shared + input + step.conv.output_len());
+        if JOINS.iter().any(|join| join.skip == step.layer.name) {
+            kept.push((step.layer.name, step.conv.output_len()));
+        }
+    }
+    most
+}
+
+/// Whether `device` is there and computes so.
+pub(super) fn check(device: Device, precision: Precision) -> Result<()> {
+    device::probe(of(device)?).map_err(failure)?;
+    match precision {
+        Precision::F32 => Ok(()),
+        Precision::Bf16 => Err(Error::unsupported(format!("{device} computes in f32 only"), "Use f32 precision")),
+    }
+}
+
+/// A device as the kernels' crate names it.
+fn of(device: Device) -> Result<device::Device> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(number) => Ok(device::Device::Cuda(number)),
+        #[cfg(feature = "cube-cpu")]
+        Device::CubeCpu => Ok(device::Device::Cpu),
+        other => Err(super::device::not_built(other)),
+    }
+}
+
+/// Runs `work`; where CubeCL panics (a driver that is gone, an allocation that fails), an error of the device.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    // What the closure borrows is not looked at after a panic but by `Drop`, which only frees.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(lost(said.unwrap_or("no reason given")))
+    })
+}
+
+/// What the kernels' crate reports, in the words of this one.
+fn failure(error: device::Error) -> Error {
+    let said = error.to_string();
+    match error {
+        device::Error::NotBuilt { .. } => Error::device(said, "Choose cpu, or another build"),
+        device::Error::NoDriver(_) => Error::device(said, "Install NVIDIA's driver, or choose cpu"),
+        device::Error::NoDevice { .. } => Error::device(said, "Choose one that is there, or cpu"),
+        device::Error::NoMemory(_) => Error::memory(said, "Allow smaller tiles (a lower memory limit), or free the device"),
+        device::Error::Failed(_) => lost(said),
+    }
+}
+
+/// Work that was begun and did not come back.
+fn lost(said: impl Into<String>) -> Error {
+    Error::device(said, "Nothing was written. Try again; if it stays, look at the driver's log")
+}
+
+#[cfg(all(test, feature = "cube-cpu"))]
+mod tests {
+    use super::*;
+    use crate::engine::cpu::{reference_weights, relative_error};
+    use crate::engine::tests::images;
+    use crate::engine::{CpuEngine, Plan, infer};
+    use crate::progress::Progress;
+
+    fn engine() -> CubeEngine {
+        CubeEngine::new(Device::CubeCpu, &reference_weights()).unwrap()
+    }
+
+    #[test]
+    fn agrees_with_pytorch() {
+        let relative = relative_error(&engine());
+        assert!(relative < 1e-4, "relative error {relative}");
+    }
+
+    #[test]
+    fn any_size_gives_what_the_other_engine_gives() {
+        for size in [[44, 44, 48], [48, 60, 44]] {
+            let [fixed, moving] = images(size);
+            let (mut expected, mut got) = (Default::default(), Default::default());
+            CpuEngine::new(&reference_weights()).displacement(&fixed, &moving, size, &mut expected).unwrap();
+            engine().displacement(&fixed, &moving, size, &mut got).unwrap();
+            let pairs = || expected.iter().flatten().zip(got.iter().flatten());
+            assert_eq!(pairs().count(), 3 * size.iter().map(|n| n - 40).product::<usize>());
+            let most = pairs().map(|(e, g)| (e - g).abs()).fold(0.0, f32::max);
+            // The limit for a GPU is 0.1 mm; f32 in another order of summation stays far below.
+            assert!(most < 1e-4, "{size:?}: {most} mm");
+        }
+    }
+
+    #[test]
+    fn tiles_give_what_the_whole_volume_gives() {
+        let size = [18, 9, 8];
+        let [fixed, moving] = images(size);
+        let engine = engine();
+        let whole = infer(&engine, &fixed, &moving, size, usize::MAX, Progress::SILENT).unwrap();
+        let limit = engine.bytes([56, 52, 48]);
+        assert!(Plan::new(size, limit, |s| engine.bytes(s)).unwrap().tiles.len() > 1);
+        let tiled = infer(&engine, &fixed, &moving, size, limit, Progress::SILENT).unwrap();
+        for (w, t) in whole.iter().flatten().zip(tiled.iter().flatten()) {
+            assert!((w - t).abs() < 1e-4, "{w} and {t} mm");
+        }
+    }
+
+    #[test]
+    fn the_same_bits_every_time() {
+        let size = [8, 8, 8];
+        let [fixed, moving] = images(size);
+        let run = || infer(&engine(), &fixed, &moving, size, usize::MAX, Progress::SILENT).unwrap();
+        assert_eq!(run(), run());
+    }
+
+    /// The widest moments of the method's table: in a patch x0 beside x1, in a volume x1 and x11 beside what they are joined to.
+    #[test]
+    fn the_largest_tensors_are_counted() {
+        assert_eq!(most_values([96; 3]), 16 * 94usize.pow(3) + 16 * 92usize.pow(3));
+        let volume = 16 * 292usize.pow(3) + 32 * 130usize.pow(3) + 48 * 260usize.pow(3);
+        assert_eq!(most_values([296; 3]), volume);
+    }
+
+    #[test]
+    fn bf16_is_refused() {
+        let said = check(Device::CubeCpu, Precision::Bf16).unwrap_err();
+        assert!(matches!(said, Error::Unsupported { .. }), "{said}");
+    }
+}
