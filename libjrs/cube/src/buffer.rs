@@ -17,9 +17,9 @@ pub fn for_overwriting<T: CubeElement>(client: &Client, len: usize) -> Handle {
 /// The values of a buffer. Waits for everything queued before it.
 ///
 /// # Errors
-/// [`Error::Failed`] if this or anything before it failed: no memory, a lost device, a kernel that could not run.
+/// [`Error::NoMemory`] or [`Error::Failed`], for this and anything queued before it.
 pub fn download<T: CubeElement>(client: &Client, handle: Handle) -> Result<Vec<T>, Error> {
-    let bytes = client.read_one(handle).map_err(Error::failed)?;
+    let bytes = client.read_one(handle)?;
     Ok(T::from_bytes(&bytes).to_vec())
 }
 
@@ -28,5 +28,5 @@ pub fn download<T: CubeElement>(client: &Client, handle: Handle) -> Result<Vec<T
 /// # Errors
 /// As [`download`].
 pub fn wait(client: &Client) -> Result<(), Error> {
-    cubecl::future::block_on(client.sync()).map_err(Error::failed)
+    Ok(cubecl::future::block_on(client.sync())?)
 }

@@ -6,6 +6,7 @@ use cubecl::config::cache::CacheConfig;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 
 use crate::Client;
+use cubecl::server::{IoError, LaunchError, ServerError};
 
 /// Where kernels run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +39,36 @@ pub enum Error {
         /// How many there are, numbered from 0.
         count: usize,
     },
-    /// Work on the device failed: no memory, a lost device, a kernel that could not run.
+    /// The device has no room for what was asked of it.
+    #[error("the device is out of memory: {0}")]
+    NoMemory(String),
+    /// Work on the device failed: a lost device, a kernel that could not run.
     #[error("the device failed: {0}")]
     Failed(String),
+}
+
+/// What CubeCL says of work that did not come back, without its stack traces.
+impl From<ServerError> for Error {
+    fn from(error: ServerError) -> Self {
+        match error {
+            ServerError::Io(IoError::OutOfMemory { size, .. } | IoError::BufferTooBig { size, .. }) => {
+                Self::NoMemory(format!("a buffer of {size} bytes does not fit"))
+            }
+            ServerError::Launch(LaunchError::OutOfMemory { reason, .. }) => Self::NoMemory(reason),
+            // What lies behind it says more.
+            ServerError::Unwritten { root, .. } => Self::from(*root),
+            ServerError::Several { errors, .. } => {
+                let mut errors: Vec<Self> = errors.into_iter().map(Self::from).collect();
+                // No memory first: it is what the caller can do something about.
+                errors.sort_by_key(|error| !matches!(error, Self::NoMemory(_)));
+                errors.into_iter().next().unwrap_or_else(|| Self::Failed("no reason given".into()))
+            }
+            other => {
+                let said = other.to_string();
+                Self::Failed(said.split("Backtrace").next().unwrap_or_default().trim().replace('\n', " "))
+            }
+        }
+    }
 }
 
 impl Error {
@@ -85,6 +113,14 @@ pub fn open(device: Device) -> Result<Client, Error> {
     let device = device.map_err(Error::failed)?;
     // CubeCL panics where the driver refuses (for example a GPU that another process has for itself).
     std::panic::catch_unwind(|| device.client()).map_err(|panic| Error::Failed(message(&*panic)))
+}
+
+/// Gives back what `client`'s pools keep of the device for buffers that are gone.
+///
+/// # Errors
+/// If the device failed.
+pub fn release(client: &Client) -> Result<(), Error> {
+    Ok(client.memory_cleanup()?)
 }
 
 /// Bytes that buffers of `client` take now, and bytes it has reserved of the device.
