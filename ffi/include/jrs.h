@@ -39,7 +39,7 @@
 // Argument: the session is in a call already; a session serves one call at a time.
 #define JRS_E_BUSY 103
 
-// Argument: the option exists and this build does not have it.
+// Argument: the option exists and this build or this machine does not have it.
 #define JRS_E_UNSUPPORTED 104
 
 // Geometry: sizes, strides, spacing, origin or axes that cannot be those of a scan.
@@ -57,7 +57,7 @@
 // Input: the volumes, contours or points cannot be registered (no CT, no overlap, contours off the slices).
 #define JRS_E_INPUT 400
 
-// Device: it is not there. There is no fall-back to another one.
+// Device: it is not there, or was lost. There is no fall-back to another one.
 #define JRS_E_DEVICE 500
 
 // Memory: the call needs more than the limit, or than the system has; nothing was begun.
@@ -241,7 +241,7 @@ typedef struct jrs_session_options {
     // Most memory a call may use at one time, bytes; 0 for no limit. A call that needs more is cut into tiles, and
     // refused with JRS_E_MEMORY before it begins where that is not enough. Results count, what the caller lends does not.
     uint64_t max_host_bytes;
-    // The same on the device; not used by the CPU.
+    // The same on the device, for the network; not used by the CPU.
     uint64_t max_device_bytes;
     // Progress, or NULL.
     jrs_progress_fn progress;
@@ -251,6 +251,10 @@ typedef struct jrs_session_options {
     jrs_log_fn log;
     // First argument of log.
     void *log_user;
+    // Which of the machine's GPUs, as the driver counts them; 0 for the CPU.
+    uint32_t device_number;
+    // Must be 0.
+    uint32_t reserved;
 } jrs_session_options;
 
 // Limits of the QA verdict: beyond _review the verdict is REVIEW, beyond _reject REJECT. Shares go from 0 to 1.
@@ -327,6 +331,10 @@ typedef struct jrs_estimate_result {
     uint64_t tiles;
     // Seconds, roughly: a small run is timed on this machine as it is busy now.
     double seconds;
+    // As host_bytes, in the memory of the device; 0 for the CPU.
+    uint64_t device_bytes;
+    // As least_host_bytes, in the memory of the device; 0 for the CPU.
+    uint64_t least_device_bytes;
 } jrs_estimate_result;
 
 // The judgement of a result. Shares go from 0 to 1, lengths are mm; NaN is "not measured". Set struct_size before the
@@ -538,7 +546,8 @@ int32_t jrs_register_input_init(struct jrs_register_input *input, size_t struct_
 
 // Registers. model may be NULL where refine_steps is not 0; cancel may be NULL. On success *result is a new handle.
 //
-// JRS_E_ARGUMENT, JRS_E_STRUCT_SIZE, JRS_E_BUSY, JRS_E_GEOMETRY, JRS_E_INPUT, JRS_E_MEMORY, JRS_E_CANCELLED.
+// JRS_E_ARGUMENT, JRS_E_STRUCT_SIZE, JRS_E_BUSY, JRS_E_GEOMETRY, JRS_E_INPUT, JRS_E_DEVICE, JRS_E_MEMORY,
+// JRS_E_CANCELLED.
 //
 // # Safety
 // `session`, `model` and `cancel` are NULL or live handles; `input` is NULL or an initialised struct, and all it

@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use libjrs::engine::{Compute, Device, Precision};
 
-use crate::status::{
-    Failure, JRS_E_ARGUMENT, JRS_E_BUSY, adopt_thread, guard,
-};
+use crate::status::{Failure, JRS_E_ARGUMENT, JRS_E_BUSY, adopt_thread, guard};
 use crate::structs::{AbiStruct, copy_text, init_struct, read_struct};
 
 /// The CPU.

@@ -167,6 +167,20 @@ mod tests {
     }
 
     #[test]
+    fn every_kind_of_error_has_its_class() {
+        let codes = [
+            (Error::device("no driver", "Install one"), JRS_E_DEVICE),
+            (Error::memory("too much", "Ask for less"), JRS_E_MEMORY),
+            (Error::unsupported("no such unit", "Use another"), JRS_E_UNSUPPORTED),
+            (Error::input("no overlap", "Align them"), JRS_E_INPUT),
+            (Error::Cancelled, JRS_E_CANCELLED),
+        ];
+        for (error, code) in codes {
+            assert_eq!(Failure::from(error).code, code);
+        }
+    }
+
+    #[test]
     fn messages_belong_to_their_thread_and_survive_success() {
         let code = guard(|| Err(Failure::new(JRS_E_ARGUMENT, "here\0there")));
         assert_eq!((code, last_error().as_str()), (JRS_E_ARGUMENT, "here\u{fffd}there"));

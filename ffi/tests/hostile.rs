@@ -324,6 +324,8 @@ unsafe extern "C" fn again(user: *mut std::ffi::c_void, _: *const c_char, _: u64
         struct_size: size_of::<jrs_estimate_result>(),
         host_bytes: 0,
         least_host_bytes: 0,
+        device_bytes: 0,
+        least_device_bytes: 0,
         tiles: 0,
         seconds: 0.0,
     };

@@ -110,3 +110,49 @@ pub fn estimate(
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten bytes per voxel, here or on a device.
+    struct Sized {
+        on_device: bool,
+    }
+
+    impl Engine for Sized {
+        fn name(&self) -> String {
+            "a size".into()
+        }
+
+        fn displacement(&self, _: &[f32], _: &[f32], _: [usize; 3], _: &mut [Vec<f32>; 3]) -> Result<()> {
+            unreachable!("an estimate runs nothing but small inputs")
+        }
+
+        fn bytes(&self, size: [usize; 3]) -> usize {
+            10 * size.iter().product::<usize>()
+        }
+
+        fn has_own_memory(&self) -> bool {
+            self.on_device
+        }
+    }
+
+    #[test]
+    fn a_devices_memory_is_counted_by_itself() {
+        let grid = Grid::axis_aligned([40, 40, 40], [1.0; 3], [0.0; 3]);
+        let found = |on_device, max_bytes| {
+            let options = RegisterOptions { max_bytes, ..Default::default() };
+            estimate(Some(&Sized { on_device }), &Preprocessing::default(), [&grid, &grid], &options).unwrap()
+        };
+        let (host, device) = (found(false, usize::MAX), found(true, usize::MAX));
+        assert_eq!((host.tile_bytes, host.device_bytes), (10 * 80 * 80 * 80, 0));
+        assert_eq!(device.device_bytes, device.tile_bytes);
+        // What stays here of a tile is its output.
+        assert_eq!(host.bytes - device.bytes, host.tile_bytes - VECTOR * 40 * 40 * 40);
+        // The limit is the device's: more tiles, and hardly anything less here.
+        let tight = found(true, 10 * 60 * 80 * 80);
+        assert!(tight.tiles > 1 && tight.device_bytes <= 10 * 60 * 80 * 80, "{tight:?}");
+        assert!(found(true, usize::MAX).tiles == 1);
+    }
+}

@@ -1,7 +1,7 @@
 //! `jrs commission`: the suite with known truth, as a report.
 
-use jrs_commission::{CASES, Suite, page, run as run_suite};
 use super::ComputeArgs;
+use jrs_commission::{CASES, Suite, page, run as run_suite};
 use libjrs::Error;
 use libjrs::model::Model;
 use std::path::PathBuf;

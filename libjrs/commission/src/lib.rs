@@ -16,8 +16,8 @@ pub use judge::{Check, Outcome, Tolerances};
 pub use page::page;
 
 use libjrs::Result;
-use libjrs::model::Model;
 use libjrs::engine::Compute;
+use libjrs::model::Model;
 use libjrs::progress::Progress;
 use libjrs::refine::RefineOptions;
 use serde::Serialize;

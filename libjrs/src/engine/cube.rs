@@ -75,7 +75,16 @@ impl CubeEngine {
                 Some((join, geometry)) => {
                     let skip = skips.iter().position(|(name, _)| *name == join.skip);
                     let (_, skip) = skips.swap_remove(skip.expect("a skip comes before its join"));
-                    conv3d::forward_upsampled(&self.client, &step.conv, geometry, &x, &skip, kernel, bias, epilogue)
+                    conv3d::forward_upsampled(
+                        &self.client,
+                        &step.conv,
+                        geometry,
+                        &x,
+                        &skip,
+                        kernel,
+                        bias,
+                        epilogue,
+                    )
                 }
             };
             if JOINS.iter().any(|join| join.skip == step.layer.name) {
@@ -178,7 +187,9 @@ pub(super) fn check(device: Device, precision: Precision) -> Result<()> {
     device::probe(of(device)?).map_err(failure)?;
     match precision {
         Precision::F32 => Ok(()),
-        Precision::Bf16 => Err(Error::unsupported(format!("{device} computes in f32 only"), "Use f32 precision")),
+        Precision::Bf16 => {
+            Err(Error::unsupported(format!("{device} computes in f32 only"), "Use f32 precision"))
+        }
     }
 }
 
@@ -197,7 +208,8 @@ fn of(device: Device) -> Result<device::Device> {
 fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     // What the closure borrows is not looked at after a panic but by `Drop`, which only frees.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let said =
+            panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         Err(lost(said.unwrap_or("no reason given")))
     })
 }
@@ -209,7 +221,9 @@ fn failure(error: device::Error) -> Error {
         device::Error::NotBuilt { .. } => Error::device(said, "Choose cpu, or another build"),
         device::Error::NoDriver(_) => Error::device(said, "Install NVIDIA's driver, or choose cpu"),
         device::Error::NoDevice { .. } => Error::device(said, "Choose one that is there, or cpu"),
-        device::Error::NoMemory(_) => Error::memory(said, "Allow smaller tiles (a lower memory limit), or free the device"),
+        device::Error::NoMemory(_) => {
+            Error::memory(said, "Allow smaller tiles (a lower memory limit), or free the device")
+        }
         device::Error::Failed(_) => lost(said),
     }
 }

@@ -73,7 +73,10 @@ impl FromStr for Device {
             "cuda" => Ok(Self::Cuda(0)),
             "cube-cpu" => Ok(Self::CubeCpu),
             _ => number(text).map(Self::Cuda).ok_or_else(|| {
-                Error::input(format!("no device is called {text:?}"), "Say cpu, cuda, or cuda:N for GPU number N")
+                Error::input(
+                    format!("no device is called {text:?}"),
+                    "Say cpu, cuda, or cuda:N for GPU number N",
+                )
             }),
         }
     }
