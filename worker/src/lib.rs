@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod collective;
 pub mod config;
 pub mod contours;
+pub mod device;
 mod feed;
 pub mod gan;
 pub mod losses;
