@@ -11,6 +11,7 @@
 
 mod autodiff;
 mod flex;
+pub mod sums;
 
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
