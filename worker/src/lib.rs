@@ -11,6 +11,7 @@ pub mod contours;
 pub mod device;
 mod feed;
 pub mod gan;
+mod gradients;
 pub mod losses;
 pub mod nets;
 pub mod ops;

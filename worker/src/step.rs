@@ -3,8 +3,9 @@
 //! A step has M canonical micro-batches, which belong to the run. A rank computes some of them; gradients are added
 //! exactly, everything else is put in the micro-batches' order. So the result has the same bits whoever computed what.
 
-use crate::collective::{Cause, Collective, Failure, exact_sum};
-use burn::tensor::{Device, Tensor, TensorData};
+use crate::collective::{Cause, Collective, Failure};
+use crate::gradients::{Mean, mean};
+use burn::tensor::{Device, Tensor};
 use bytemuck::Pod;
 use jrs_data::sampling::Patch;
 use std::ops::Range;
@@ -118,21 +119,10 @@ impl Group<'_> {
         contributions: &[Contribution],
         device: &Device,
     ) -> Result<Combined, Failure> {
-        let gradients: Vec<Vec<f32>> = contributions.iter().map(|c| host(c.gradient.clone())).collect();
         self.watch.enter(Phase::Reduce);
-        // The wish to stop travels with the exponents, so that all ranks learn of it in the same step.
-        let mut exponents = vec![0; exact_sum::blocks(parameters) + 1];
-        let (wish, blocks) = exponents.split_last_mut().expect("it has at least the wish");
-        *wish = i32::from(self.watch.stop());
-        gradients.iter().for_each(|gradient| exact_sum::raise_exponents(blocks, gradient));
-        self.collective.max(&mut exponents)?;
-        let stop = exponents.pop() != Some(0);
-
-        let mut sums = vec![0; parameters];
-        gradients.iter().for_each(|gradient| exact_sum::add(&mut sums, gradient, &exponents, count));
-        self.collective.sum(&mut sums)?;
-        let gradient = exact_sum::mean(&sums, &exponents, count);
-        let gradient = Tensor::from_data(TensorData::new(gradient, [parameters]), device);
+        let gradients: Vec<Tensor<1>> = contributions.iter().map(|c| c.gradient.clone()).collect();
+        let wish = self.watch.stop();
+        let Mean { gradient, stop } = mean(self.collective, &gradients, parameters, count, wish, device)?;
 
         let own = reports(contributions);
         let own = contributions.iter().zip(&own).map(|(c, report)| (c.micro_batch, &report[..]));
@@ -151,7 +141,7 @@ fn reports(contributions: &[Contribution]) -> Vec<Vec<f32>> {
 }
 
 fn host(t: Tensor<1>) -> Vec<f32> {
-    t.to_data().try_into_vec().expect("gradients and reports are f32")
+    t.to_data().try_into_vec().expect("reports are f32")
 }
 
 /// Values that belong to one of `count` numbered parts of a work, brought together in the order of their numbers.
