@@ -178,6 +178,20 @@ fn an_update_of_both_networks_gives_the_cpus_losses_and_gradients() {
 }
 
 #[test]
+fn the_same_update_gives_the_same_bits() {
+    let text = "system = \"JRS-CNN\"\nsampling = { patch = 44, batch = 2, micro_batch = 1 }\n\
+                generator = { rule = \"adam\", clip_norm = 1e-3 }";
+    let once = || {
+        let (mut gan, patches) = run_of(text, 44, &device());
+        let losses = generator_update(&mut gan, &patches);
+        (losses, to_bytes(&gan, &Standing::default()))
+    };
+    let (first, second) = (once(), once());
+    assert_eq!(first.0, second.0);
+    assert!(first.1 == second.1, "the states differ");
+}
+
+#[test]
 fn a_run_goes_on_on_another_device() {
     let text = "system = \"JRS-CNN\"\nsampling = { patch = 44, batch = 1 }\n\
                 generator = { rule = \"adam\", learning_rate = 1e-3, clip_norm = 1.0 }";

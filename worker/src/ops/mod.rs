@@ -13,6 +13,7 @@ mod autodiff;
 #[cfg(feature = "cube")]
 mod cube;
 mod flex;
+mod geometry;
 pub mod sums;
 
 #[cfg(feature = "cube")]
