@@ -30,7 +30,7 @@ fn values(client: &Client, handle: Handle) -> Vec<f32> {
     download(client, handle).expect("the device works")
 }
 
-fn check_forward(client: &Client, (conv, seed): (Conv3d, u64)) {
+fn check(client: &Client, (conv, seed): (Conv3d, u64)) {
     let case = Convolution::new(conv, seed);
     let up = |values: &[f32]| upload(client, values);
     let (x, weight, bias) = (up(&case.x), up(&case.weight), up(&case.bias));
@@ -43,19 +43,23 @@ fn check_forward(client: &Client, (conv, seed): (Conv3d, u64)) {
     let dy = up(&case.dy);
     let dx = conv3d::input_gradient(client, &conv, &dy, &weight);
     close(&format!("input gradient of {conv:?}"), &values(client, dx), &case.dx, 1e-5);
+    let dweight = conv3d::weight_gradient(client, &conv, &x, &dy);
+    close(&format!("weight gradient of {conv:?}"), &values(client, dweight), &case.dweight, 1e-5);
+    let dbias = conv3d::bias_gradient(client, &conv, &dy);
+    close(&format!("bias gradient of {conv:?}"), &values(client, dbias), &case.dbias, 1e-5);
 }
 
 #[test]
 fn convolutions_are_their_definition() {
     let Some(client) = client() else { return };
     for case in reference::layers_of_the_networks() {
-        check_forward(&client, case);
+        check(&client, case);
     }
     for case in reference::strides_paddings_and_kernels() {
-        check_forward(&client, case);
+        check(&client, case);
     }
     for case in reference::random_shapes() {
-        check_forward(&client, case);
+        check(&client, case);
     }
 }
 
