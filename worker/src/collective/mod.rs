@@ -4,7 +4,7 @@
 //! [`Ring`] is several, over any [`ring::Link`]: TCP between processes ([`tcp`]), channels between threads ([`threads`]).
 //! Every implementation passes the same suite (`conformance`).
 
-pub mod exact_sum;
+pub use jrs_kernels::exact_sum;
 pub mod ring;
 pub mod tcp;
 pub mod threads;
