@@ -55,9 +55,10 @@ mod cube {
     use crate::collective::device::DeviceValues;
     use crate::collective::{Collective, Failure};
     use burn::backend::{Cube, DispatchDevice};
-    use burn::tensor::{Device, Shape, Tensor};
+    use burn::tensor::{DType, Device, Shape, Tensor};
     use burn_cubecl::CubeDevice;
     use burn_cubecl::kernel::into_contiguous;
+    use burn_cubecl::ops::numeric::zeros_client;
     use burn_cubecl::tensor::CubeTensor;
     use jrs_cube::exact_sum;
 
@@ -86,15 +87,16 @@ mod cube {
         }
         collective.max_on_device(&exponents)?;
 
-        let sums = DeviceValues::new(client.clone(), exact_sum::zeros(&client, parameters), parameters);
+        let zeros = zeros_client(client.clone(), device.clone(), Shape::new([parameters]), DType::I64);
+        let sums = DeviceValues::new(client.clone(), zeros.handle, parameters);
         for gradient in &own {
-            exact_sum::add(&client, sums.handle(), &gradient.handle, exponents.handle(), parameters, terms);
+            exact_sum::add(&client, sums.handle(), &gradient.handle, parameters, exponents.handle(), terms);
         }
         collective.sum_on_device(&sums)?;
-        let gradient = exact_sum::mean(&client, sums.handle(), exponents.handle(), parameters, terms);
+        let gradient = exact_sum::mean(&client, sums.handle(), parameters, exponents.handle(), terms);
 
         let shape = Shape::new([parameters]);
-        let gradient = CubeTensor::new_contiguous(client, device.clone(), shape, gradient, burn::tensor::DType::F32);
+        let gradient = CubeTensor::new_contiguous(client, device.clone(), shape, gradient, DType::F32);
         let stop = exponents.read::<i32>()?.last() != Some(&0);
         Ok(Mean { gradient: Tensor::from_primitive::<Cube>(gradient), stop })
     }

@@ -7,7 +7,6 @@
 
 #[cfg(feature = "cube")]
 pub mod device;
-pub mod exact_sum;
 pub mod nccl;
 pub mod ring;
 pub mod tcp;
@@ -16,6 +15,7 @@ pub mod threads;
 #[cfg(test)]
 mod conformance;
 
+pub use jrs_kernels::exact_sum;
 pub use ring::Ring;
 use std::time::Duration;
 

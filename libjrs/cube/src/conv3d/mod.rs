@@ -1,0 +1,303 @@
+//! 3-D convolution (cross-correlation, as PyTorch) and its gradients; see `jrs_kernels::conv3d` for the shapes.
+//!
+//! | function | kernel |
+//! |---|---|
+//! | [`forward`], [`forward_upsampled`] | `correlate` |
+//! | [`input_gradient`] | `correlate`, on `dy` with mirrored, transposed weights; at stride 2 once for each parity |
+//! | [`weight_gradient`] | `weight_gradient`: partial sums of parts of the volume, then their sum |
+//! | [`bias_gradient`] | sums over channels |
+
+mod correlate;
+mod weight_gradient;
+
+use cubecl::prelude::*;
+use jrs_kernels::Conv3d;
+use jrs_kernels::upsample_concat::UpsampleConcat;
+
+use crate::channel_sums::{Terms, channel_sums};
+use crate::launch::{grid, is_gpu, values};
+use crate::{Client, Handle, buffer};
+use correlate::{ExtentLaunch, Finish, GeometryLaunch, Plan, Source, StartLaunch, Weights};
+
+/// Shared memory that a cube may take: what every GPU gives without being asked.
+const SHARED: usize = 40 << 10;
+
+/// What happens to a convolution's result on its way to memory, as `jrs_kernels::Epilogue`.
+#[derive(Clone, Copy, Debug)]
+pub enum Epilogue<'a> {
+    /// `y = conv`.
+    None,
+    /// `y = scale[c] * leaky(conv) + shift[c]`: inference, with the BatchNorm folded into scale and shift.
+    LeakyNorm {
+        /// Slope of LeakyReLU for negative values, from 0 to 1.
+        slope: f32,
+        /// Per output channel: `gamma / sqrt(var + eps)`.
+        scale: &'a Handle,
+        /// Per output channel: `beta - mean * scale`.
+        shift: &'a Handle,
+    },
+}
+
+/// `y = epilogue(conv(x, weight) + bias)`.
+///
+/// # Panics
+/// If a buffer is too short.
+pub fn forward(
+    client: &Client,
+    conv: &Conv3d,
+    x: &Handle,
+    weight: &Handle,
+    bias: &Handle,
+    epilogue: Epilogue<'_>,
+) -> Handle {
+    let input = Input { one: x, len: conv.input_len(), skip: None };
+    run_forward(client, conv, input, weight, bias, epilogue)
+}
+
+/// [`forward`] of `upsample.forward(low, skip)`, which is never stored.
+///
+/// # Panics
+/// If a buffer is too short, or `conv` does not take what `upsample` gives.
+pub fn forward_upsampled(
+    client: &Client,
+    conv: &Conv3d,
+    upsample: &UpsampleConcat,
+    low: &Handle,
+    skip: &Handle,
+    weight: &Handle,
+    bias: &Handle,
+    epilogue: Epilogue<'_>,
+) -> Handle {
+    let taken = (conv.batch, conv.c_in, conv.input);
+    let given = (upsample.batch, upsample.c_up + upsample.c_skip, upsample.output());
+    assert_eq!(taken, given, "the convolution takes what the upsampling gives");
+    let input = Input { one: low, len: upsample.low_len(), skip: Some((upsample, skip)) };
+    run_forward(client, conv, input, weight, bias, epilogue)
+}
+
+/// `dx`: gradient of the input, from the gradient `dy` of the output.
+///
+/// # Panics
+/// If a buffer is too short.
+pub fn input_gradient(client: &Client, conv: &Conv3d, dy: &Handle, weight: &Handle) -> Handle {
+    let (s, k, pad) = (conv.stride, conv.kernel, conv.padding);
+    let dx = if k < s {
+        // Some inputs meet no tap at all.
+        buffer::upload(client, &vec![0.0f32; conv.input_len()])
+    } else {
+        buffer::for_overwriting::<f32>(client, conv.input_len())
+    };
+    // Input i meets output (i + pad - k) / s for the taps k of the right parity. With i = s*j + r that is a
+    // convolution over j: taps last, last - s, ..., reading outputs from (r + pad - last)/s + j on.
+    let axis = |r: usize| -> Option<(usize, usize, i32)> {
+        let last = (0..k).rev().find(|tap| (r + pad + s - tap % s).is_multiple_of(s))?;
+        Some((last / s + 1, last, ((r + pad) as i32 - last as i32).div_euclid(s as i32)))
+    };
+    for parity in 0..s.pow(3) {
+        let first = [parity / (s * s), parity / s % s, parity % s];
+        let [Some(z), Some(y), Some(x)] = first.map(axis) else { continue };
+        let output = [0, 1, 2].map(|a| (conv.input[a] + s - 1 - first[a]) / s);
+        if output.contains(&0) {
+            continue;
+        }
+        let correlation = Correlation {
+            batch: conv.batch,
+            c_in: conv.c_out,
+            c_out: conv.c_in,
+            input: conv.output(),
+            start: [z.2, y.2, x.2],
+            stride: 1,
+            taps: [z.0, y.0, x.0],
+            edge: k,
+            output,
+            placed: conv.input,
+            first,
+            step: s,
+            last: [z.1, y.1, x.1],
+            weights: Weights::Mirrored { step: s },
+        };
+        let input = Input { one: dy, len: conv.output_len(), skip: None };
+        correlation.run(client, input, weight, None, Epilogue::None, &dx);
+    }
+    dx
+}
+
+/// `dweight`: gradient of the weights, from the input and the gradient `dy` of the output.
+///
+/// # Panics
+/// If a buffer is too short.
+pub fn weight_gradient(client: &Client, conv: &Conv3d, x: &Handle, dy: &Handle) -> Handle {
+    weight_gradient::run(client, conv, x, dy)
+}
+
+/// `dbias`: gradient of the bias, the sum of `dy` per channel.
+///
+/// # Panics
+/// If a buffer is too short.
+pub fn bias_gradient(client: &Client, conv: &Conv3d, dy: &Handle) -> Handle {
+    let spatial = conv.output().iter().product();
+    let sums = channel_sums(client, Terms::Values, dy, dy, dy, conv.batch, conv.c_out, spatial, 1.0);
+    sums.first(client)
+}
+
+fn run_forward(
+    client: &Client,
+    conv: &Conv3d,
+    input: Input<'_>,
+    weight: &Handle,
+    bias: &Handle,
+    epilogue: Epilogue<'_>,
+) -> Handle {
+    let output = conv.output();
+    let correlation = Correlation {
+        batch: conv.batch,
+        c_in: conv.c_in,
+        c_out: conv.c_out,
+        input: conv.input,
+        start: [-(conv.padding as i32); 3],
+        stride: conv.stride,
+        taps: [conv.kernel; 3],
+        edge: conv.kernel,
+        output,
+        placed: output,
+        first: [0; 3],
+        step: 1,
+        last: [0; 3],
+        weights: Weights::Plain,
+    };
+    let y = buffer::for_overwriting::<f32>(client, conv.output_len());
+    correlation.run(client, input, weight, Some(bias), epilogue, &y);
+    y
+}
+
+/// What is read: one tensor, or the two of an upsampling.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    one: &'a Handle,
+    len: usize,
+    skip: Option<(&'a UpsampleConcat, &'a Handle)>,
+}
+
+/// A correlation: see `correlate::Geometry`.
+#[derive(Clone, Copy, Debug)]
+struct Correlation {
+    batch: usize,
+    c_in: usize,
+    c_out: usize,
+    input: [usize; 3],
+    start: [i32; 3],
+    stride: usize,
+    taps: [usize; 3],
+    edge: usize,
+    output: [usize; 3],
+    placed: [usize; 3],
+    first: [usize; 3],
+    step: usize,
+    last: [usize; 3],
+    weights: Weights,
+}
+
+impl Correlation {
+    fn run(
+        &self,
+        client: &Client,
+        input: Input<'_>,
+        weight: &Handle,
+        bias: Option<&Handle>,
+        epilogue: Epilogue<'_>,
+        y: &Handle,
+    ) {
+        let (finish, slope, scale, shift) = match epilogue {
+            Epilogue::LeakyNorm { slope, scale, shift } => {
+                assert!((0.0..=1.0).contains(&slope), "slope {slope}");
+                (
+                    Finish::LeakyNorm,
+                    slope,
+                    values::<f32>(scale, self.c_out, "scale"),
+                    values::<f32>(shift, self.c_out, "shift"),
+                )
+            }
+            // The kernel does not read them.
+            Epilogue::None => {
+                let finish = if bias.is_some() { Finish::Bias } else { Finish::Sum };
+                (finish, 0.0, values::<f32>(weight, 0, "scale"), values::<f32>(weight, 0, "shift"))
+            }
+        };
+        let source = if input.skip.is_some() { Source::UpsampleConcat } else { Source::One };
+        let plan = self.plan(is_gpu(client), finish, source);
+        let (c_up, crop) = input.skip.map_or((0, 0), |(up, _)| (up.c_up, up.crop));
+        let (skip, skip_len) = input.skip.map_or((input.one, 0), |(up, skip)| (skip, up.skip_len()));
+        let bias = bias
+            .map_or_else(|| values::<f32>(weight, 0, "bias"), |bias| values::<f32>(bias, self.c_out, "bias"));
+        let weight_len = self.c_in * self.c_out * self.edge.pow(3);
+        let y_len = self.batch * self.c_out * self.placed.iter().product::<usize>();
+        let geometry = GeometryLaunch::new(
+            self.c_in,
+            self.c_out,
+            extent(self.input),
+            StartLaunch::new(self.start[0], self.start[1], self.start[2]),
+            extent(self.output),
+            extent(self.placed),
+            extent(self.first),
+            self.step,
+            extent(self.last),
+            c_up,
+            crop,
+            slope,
+        );
+        // SAFETY: reads and writes stay within the sizes of `geometry`, which `values` compared with the buffers.
+        unsafe {
+            correlate::correlate::launch_unchecked(
+                client,
+                grid(self.cubes(&plan)),
+                dim(plan.units),
+                values::<f32>(input.one, input.len, "input"),
+                values::<f32>(skip, skip_len, "skip connection"),
+                values::<f32>(weight, weight_len, "weight"),
+                bias,
+                scale,
+                shift,
+                values::<f32>(y, y_len, "output"),
+                geometry,
+                plan,
+            );
+        }
+    }
+
+    /// How the kernel is cut up.
+    fn plan(&self, gpu: bool, finish: Finish, source: Source) -> Plan {
+        let plan = Plan {
+            units: [1, 1, 1],
+            run: 4,
+            outputs: self.c_out.next_power_of_two().min(if gpu { 16 } else { 4 }),
+            inputs: 1,
+            taps: self.taps,
+            stride: self.stride,
+            edge: self.edge,
+            weights: self.weights,
+            finish,
+            source,
+        };
+        // On a GPU, the shape of tile that covers the output with the least beside it.
+        let shapes = [[4, 4, 8], [4, 8, 4], [8, 8, 2]].map(|units| Plan { units, run: 4, ..plan });
+        let plan =
+            if gpu { shapes.into_iter().min_by_key(|plan| self.cubes(plan)).expect("three") } else { plan };
+        // Powers of two, so that layers share kernels.
+        let fits = |inputs: &usize| *inputs < 2 * self.c_in && plan.shared(*inputs) <= SHARED;
+        Plan { inputs: [8, 4, 2, 1].into_iter().find(fits).expect("one channel fits"), ..plan }
+    }
+
+    fn cubes(&self, plan: &Plan) -> usize {
+        let tile = plan.tile();
+        let tiles: usize = (0..3).map(|a| self.output[a].div_ceil(tile[a])).product();
+        self.batch * tiles * self.c_out.div_ceil(plan.outputs)
+    }
+}
+
+fn extent([z, y, x]: [usize; 3]) -> ExtentLaunch {
+    ExtentLaunch::new(z, y, x)
+}
+
+fn dim([z, y, x]: [usize; 3]) -> CubeDim {
+    CubeDim::new_1d((z * y * x) as u32)
+}
