@@ -89,15 +89,25 @@ impl fmt::Display for Place {
     }
 }
 
-/// Whether tensors of `device` are CubeCL's.
-pub(crate) fn is_cube(device: &Device) -> bool {
-    #[cfg(feature = "cube")]
-    return matches!(device.clone().inner().as_dispatch(), burn::backend::DispatchDevice::Cube(_));
-    #[cfg(not(feature = "cube"))]
-    {
-        let _ = device;
-        false
+/// The CubeCL device behind `device`, if it is one.
+#[cfg(feature = "cube")]
+pub(crate) fn cube(device: &Device) -> Option<burn_cubecl::CubeDevice> {
+    match device.clone().inner().as_dispatch() {
+        burn::backend::DispatchDevice::Cube(device) => Some(device.clone()),
+        _ => None,
     }
+}
+
+/// Whether tensors of `device` are CubeCL's.
+#[cfg(feature = "cube")]
+pub(crate) fn is_cube(device: &Device) -> bool {
+    cube(device).is_some()
+}
+
+/// Without CubeCL none are.
+#[cfg(not(feature = "cube"))]
+pub(crate) fn is_cube(_: &Device) -> bool {
+    false
 }
 
 #[cfg(test)]

@@ -209,7 +209,7 @@ impl Gan {
 
         // d/dθ Σ u(θ) · ∂L/∂u is dL/dθ.
         let surrogate = (u * at_u.autodiff()).sum();
-        let report = Tensor::cat(terms.into_iter().chain([moments(statistics)]).collect(), 0);
+        let report = Tensor::cat(terms.in_order().chain([moments(statistics)]).collect(), 0);
         Contribution { micro_batch, gradient: leaves.gradient(&mut surrogate.backward()), report }
     }
 
@@ -307,7 +307,7 @@ impl Terms {
     }
 
     /// In the order that [`GeneratorLosses::of`] reads.
-    fn into_iter(self) -> impl Iterator<Item = Tensor<1>> {
+    fn in_order(self) -> impl Iterator<Item = Tensor<1>> {
         let all: [Tensor<1>; Self::COUNT] = [
             self.dice,
             self.dice_at_rest,

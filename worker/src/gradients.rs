@@ -24,8 +24,8 @@ pub(crate) fn mean(
     device: &Device,
 ) -> Result<Mean, Failure> {
     #[cfg(feature = "cube")]
-    if let Some(place) = cube::place(device) {
-        return cube::mean(collective, own, parameters, terms, stop, &place);
+    if let Some(device) = crate::device::cube(device) {
+        return cube::mean(collective, own, parameters, terms, stop, &device);
     }
     let own: Vec<Vec<f32>> =
         own.iter().map(|gradient| gradient.to_data().try_into_vec().expect("gradients are f32")).collect();
@@ -54,21 +54,13 @@ mod cube {
     use super::{Mean, exponents};
     use crate::collective::device::DeviceValues;
     use crate::collective::{Collective, Failure};
-    use burn::backend::{Cube, DispatchDevice};
-    use burn::tensor::{DType, Device, Shape, Tensor};
+    use burn::backend::Cube;
+    use burn::tensor::{DType, Shape, Tensor};
     use burn_cubecl::CubeDevice;
     use burn_cubecl::kernel::into_contiguous;
     use burn_cubecl::ops::numeric::zeros_client;
     use burn_cubecl::tensor::CubeTensor;
     use jrs_cube::exact_sum;
-
-    /// The CubeCL device behind `device`, if it is one.
-    pub fn place(device: &Device) -> Option<CubeDevice> {
-        match device.as_dispatch() {
-            DispatchDevice::Cube(device) => Some(device.clone()),
-            _ => None,
-        }
-    }
 
     /// Nothing leaves the device but what the collective carries, and the wish at the end.
     pub fn mean(
@@ -102,7 +94,9 @@ mod cube {
     }
 
     fn primitive(gradient: &Tensor<1>) -> CubeTensor {
-        into_contiguous(gradient.clone().try_into_primitive::<Cube>().expect("gradients are on the step's device"))
+        into_contiguous(
+            gradient.clone().try_into_primitive::<Cube>().expect("gradients are on the step's device"),
+        )
     }
 }
 
@@ -155,7 +149,7 @@ mod tests {
         let whole = [0..TERMS];
         let (reference, stop) = shared(&whole, Place::Cpu).remove(0);
         assert!(stop && reference.iter().any(|v| f32::from_bits(*v).is_nan()), "the block with the infinity");
-        for shares in [&whole[..], &[0..2, 2..2, 2..3]] {
+        for shares in [&whole[..], &[0..2, 2..2, 2..3][..]] {
             for (rank, (bits, stop)) in shared(shares, place).into_iter().enumerate() {
                 assert!(stop, "rank {rank} of {} on {place} learns of the wish", shares.len());
                 assert!(bits == reference, "rank {rank} of {} on {place} has other bits", shares.len());
