@@ -1,6 +1,7 @@
 //! Which device trains. A matter of the process, not of the run: the same run may go on elsewhere.
 
-use burn::tensor::Device;
+use crate::collective::{Cause, Failure};
+use burn::tensor::{Device, Tensor};
 use libjrs::{Error, Result};
 use std::fmt;
 use std::str::FromStr;
@@ -87,6 +88,19 @@ impl fmt::Display for Place {
             Self::CubeCpu => write!(f, "cube-cpu"),
         }
     }
+}
+
+/// The values of `t`, once everything that computes them has run.
+///
+/// # Errors
+/// If the device failed.
+pub(crate) fn read(t: Tensor<1>) -> std::result::Result<Vec<f32>, Failure> {
+    let data = t.try_into_data().map_err(|error| Failure {
+        cause: Cause::Unusable,
+        suspect: None,
+        reason: format!("this process's device: {error}"),
+    })?;
+    Ok(data.try_into_vec().expect("training computes in f32"))
 }
 
 /// The CubeCL device behind `device`, if it is one.

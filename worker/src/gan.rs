@@ -3,6 +3,7 @@
 use crate::batch::{Batch, RealPair, batch, real_pairs};
 use crate::collective::Failure;
 use crate::config::{Loss, System, TrainConfig};
+use crate::device::read;
 use crate::losses::{bending_energy, expectation, ncc, soft_dice, soft_dice_of_soft_contours};
 use crate::nets::{BatchStatistics, Leaves, Parameters, RunningStatistics, critic, generator, moments};
 use crate::ops::sums::sum;
@@ -115,7 +116,7 @@ impl Gan {
     /// One generator update: minimises L_G of equation 1.
     ///
     /// # Errors
-    /// If the collective fails; nothing has changed then.
+    /// If the collective or the device fails. Changes may have been made then: take the state from before.
     pub fn update_generator(
         &mut self,
         share: &Share<'_>,
@@ -136,7 +137,7 @@ impl Gan {
         }
         let norm = l2(&combined.gradient);
         self.generator.update(combined.gradient, progress);
-        losses.gradient_norm = norm.into_scalar();
+        losses.gradient_norm = read(norm)?[0];
         Ok(Updated { losses, stop: combined.stop })
     }
 

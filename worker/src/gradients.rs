@@ -1,6 +1,7 @@
 //! The mean of all ranks' gradients, where they lie: the same bits on the host and on a device ([`exact_sum`]).
 
 use crate::collective::{Collective, Failure, exact_sum};
+use crate::device::read;
 use burn::tensor::{Device, Tensor, TensorData};
 
 /// What a step's gradients become.
@@ -14,7 +15,7 @@ pub(crate) struct Mean {
 /// The mean of `terms` gradients of `parameters` values, of which this rank has `own`.
 ///
 /// # Errors
-/// If the collective fails.
+/// If the collective or the device fails.
 pub(crate) fn mean(
     collective: &mut dyn Collective,
     own: &[Tensor<1>],
@@ -27,8 +28,7 @@ pub(crate) fn mean(
     if let Some(device) = crate::device::cube(device) {
         return cube::mean(collective, own, parameters, terms, stop, &device);
     }
-    let own: Vec<Vec<f32>> =
-        own.iter().map(|gradient| gradient.to_data().try_into_vec().expect("gradients are f32")).collect();
+    let own: Vec<Vec<f32>> = own.iter().cloned().map(read).collect::<Result<_, _>>()?;
     let mut exponents = exponents(parameters, stop);
     let (_, blocks) = exponents.split_last_mut().expect("it has at least the wish");
     own.iter().for_each(|gradient| exact_sum::raise_exponents(blocks, gradient));

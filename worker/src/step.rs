@@ -4,6 +4,7 @@
 //! exactly, everything else is put in the micro-batches' order. So the result has the same bits whoever computed what.
 
 use crate::collective::{Cause, Collective, Failure};
+use crate::device::read;
 use crate::gradients::{Mean, mean};
 use burn::tensor::{Device, Tensor};
 use bytemuck::Pod;
@@ -124,7 +125,7 @@ impl Group<'_> {
         let wish = self.watch.stop();
         let Mean { gradient, stop } = mean(self.collective, &gradients, parameters, count, wish, device)?;
 
-        let own = reports(contributions);
+        let own = reports(contributions)?;
         let own = contributions.iter().zip(&own).map(|(c, report)| (c.micro_batch, &report[..]));
         let reports = collect(self.collective, count, own)?;
         self.watch.enter(Phase::Apply);
@@ -133,15 +134,11 @@ impl Group<'_> {
 }
 
 /// The reports of all `contributions`, read from their device at once.
-fn reports(contributions: &[Contribution]) -> Vec<Vec<f32>> {
-    let Some(first) = contributions.first() else { return Vec::new() };
+fn reports(contributions: &[Contribution]) -> Result<Vec<Vec<f32>>, Failure> {
+    let Some(first) = contributions.first() else { return Ok(Vec::new()) };
     let length = first.report.dims()[0];
-    let all = host(Tensor::cat(contributions.iter().map(|c| c.report.clone()).collect(), 0));
-    all.chunks(length).map(<[f32]>::to_vec).collect()
-}
-
-fn host(t: Tensor<1>) -> Vec<f32> {
-    t.to_data().try_into_vec().expect("reports are f32")
+    let all = read(Tensor::cat(contributions.iter().map(|c| c.report.clone()).collect(), 0))?;
+    Ok(all.chunks(length).map(<[f32]>::to_vec).collect())
 }
 
 /// Values that belong to one of `count` numbered parts of a work, brought together in the order of their numbers.
