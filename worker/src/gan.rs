@@ -2,13 +2,15 @@
 
 use crate::batch::{Batch, RealPair, batch, real_pairs};
 use crate::collective::Failure;
-use crate::config::{System, TrainConfig};
+use crate::config::{Loss, System, TrainConfig};
+use crate::device::read;
 use crate::losses::{bending_energy, expectation, ncc, soft_dice, soft_dice_of_soft_contours};
 use crate::nets::{BatchStatistics, Leaves, Parameters, RunningStatistics, critic, generator, moments};
+use crate::ops::sums::sum;
 use crate::ops::warp;
 use crate::optimizer::Optimizer;
 use crate::step::{Contribution, Group, Share, Updated};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use jrs_data::random::{Purpose, stream};
 use jrs_data::sampling::Patch;
 use libjrs::network::{self, GENERATOR, MARGIN};
@@ -96,17 +98,17 @@ impl Gan {
         let parameters = trained.parameters.len();
         let contributions: Vec<Contribution> =
             share.micro_batches().map(|(number, patches)| self.critic_gradient(number, patches)).collect();
-        let combined = group.combine(share.count, parameters, &contributions)?;
+        let combined = group.combine(share.count, parameters, &contributions, &self.device)?;
 
         let mut wasserstein = 0.0;
         let weight = 1.0 / share.count as f32;
         let critic = self.critic.as_mut().expect("checked above");
         for report in &combined.reports {
-            let (w, moments) = report.split_first().expect("a report begins with W");
-            wasserstein += weight * w;
+            let (loss, moments) = report.split_first().expect("a report begins with L_D");
+            wasserstein += weight * -loss;
             critic.statistics.update(moments);
         }
-        critic.update(combined.gradient, progress, &self.device);
+        critic.update(combined.gradient, progress);
         critic.parameters.clip_convolutions(self.config.critic.clip);
         Ok(Updated { losses: wasserstein, stop: combined.stop })
     }
@@ -114,7 +116,7 @@ impl Gan {
     /// One generator update: minimises L_G of equation 1.
     ///
     /// # Errors
-    /// If the collective fails; nothing has changed then.
+    /// If the collective or the device fails. Changes may have been made then: take the state from before.
     pub fn update_generator(
         &mut self,
         share: &Share<'_>,
@@ -124,16 +126,18 @@ impl Gan {
         let parameters = self.generator.parameters.len();
         let contributions: Vec<Contribution> =
             share.micro_batches().map(|(number, patches)| self.generator_gradient(number, patches)).collect();
-        let combined = group.combine(share.count, parameters, &contributions)?;
+        let combined = group.combine(share.count, parameters, &contributions, &self.device)?;
 
         let mut losses = GeneratorLosses::default();
         let weight = 1.0 / share.count as f32;
         for report in &combined.reports {
-            let (own, moments) = report.split_at(GeneratorLosses::PER_MICRO_BATCH);
-            losses.add(own, weight);
+            let (terms, moments) = report.split_first_chunk().expect("a report begins with the terms");
+            losses.add(&GeneratorLosses::of(terms, &self.config.loss), weight);
             self.generator.statistics.update(moments);
         }
-        losses.gradient_norm = self.generator.update(combined.gradient, progress, &self.device);
+        let norm = l2(&combined.gradient);
+        self.generator.update(combined.gradient, progress);
+        losses.gradient_norm = read(norm)?[0];
         Ok(Updated { losses, stop: combined.stop })
     }
 
@@ -156,9 +160,8 @@ impl Gan {
         let leaves = trained.parameters.leaves(true);
         let (fake, real, statistics) = scores(&leaves, fake, real);
         let loss = expectation(fake, reduction) - expectation(real, reduction);
-        let mut report = vec![-scalar(loss.clone())];
-        report.extend(moments(statistics));
-        Contribution { micro_batch, gradient: host(leaves.gradient(&mut loss.backward())), report }
+        let report = Tensor::cat(vec![loss.clone().without_autodiff(), moments(statistics)], 0);
+        Contribution { micro_batch, gradient: leaves.gradient(&mut loss.backward()), report }
     }
 
     /// The gradient for the parameters, in two stages: first ∂L/∂u per term, then through the network. The first
@@ -169,24 +172,21 @@ impl Gan {
         let (u, statistics) = self.displacement(&leaves, &batch);
 
         let fixed_u = u.clone().without_autodiff();
-        let mut losses = GeneratorLosses {
-            max_displacement: scalar(fixed_u.clone().abs().max()),
-            ..GeneratorLosses::default()
-        };
+        let mut terms = Terms::none(&self.device);
+        terms.max_displacement = fixed_u.clone().abs().max();
         if let Some(masks) = &batch.fixed_masks {
             let inner = masks.dims()[4];
             let contours = batch.source.clone().narrow(1, 1, self.organs.len());
             let resting = (2..5).fold(contours, |t, axis| t.narrow(axis, MARGIN, inner));
-            let dice = self.dice(resting, masks.clone());
-            losses.dice_at_rest = dice.map_or(0.0, |dice| 1.0 - scalar(dice));
+            terms.dice_at_rest = one_minus(self.dice(resting, masks.clone()));
         }
-        let similarity = gradient_of(&fixed_u, |u| self.similarity(&batch, u, &mut losses));
+        let similarity = gradient_of(&fixed_u, |u| self.similarity(&batch, u, &mut terms));
         let mut at_u = similarity.clone();
         if self.config.loss.smoothness > 0.0 {
             at_u = at_u
                 + gradient_of(&fixed_u, |u| {
                     let energy = bending_energy(u, self.spacing);
-                    losses.smoothness = scalar(energy.clone());
+                    terms.smoothness = energy.clone().without_autodiff();
                     energy * self.config.loss.smoothness
                 });
         }
@@ -200,45 +200,36 @@ impl Gan {
             let real = self.real_input(&sharp, self.real_pairs(patches));
             let adversarial = gradient_of(&fixed_u, |u| {
                 let loss = self.adversarial(&sharp, u, real, &critic_leaves);
-                losses.adversarial = scalar(loss.clone());
+                terms.adversarial = loss.clone().without_autodiff();
                 loss * self.config.loss.adversarial
             });
-            let norm = |g: &Tensor<5>| scalar(g.clone().square().sum().sqrt());
-            losses.adversarial_ratio = norm(&adversarial) / norm(&similarity).max(1e-20);
+            terms.adversarial_gradient = l2(&adversarial);
+            terms.similarity_gradient = l2(&similarity);
             at_u = at_u + adversarial;
         }
-        losses.total = losses.dice
-            + losses.ncc
-            + self.config.loss.smoothness * losses.smoothness
-            + self.config.loss.adversarial * losses.adversarial;
 
         // d/dθ Σ u(θ) · ∂L/∂u is dL/dθ.
         let surrogate = (u * at_u.autodiff()).sum();
-        let mut report = losses.per_micro_batch().to_vec();
-        report.extend(moments(statistics));
-        Contribution { micro_batch, gradient: host(leaves.gradient(&mut surrogate.backward())), report }
+        let report = Tensor::cat(terms.in_order().chain([moments(statistics)]).collect(), 0);
+        Contribution { micro_batch, gradient: leaves.gradient(&mut surrogate.backward()), report }
     }
 
     /// (1 - DSC) + (1 - NCC).
-    fn similarity(&self, batch: &Batch, u: Tensor<5>, losses: &mut GeneratorLosses) -> Tensor<1> {
+    fn similarity(&self, batch: &Batch, u: Tensor<5>, terms: &mut Terms) -> Tensor<1> {
         let warped = warp(batch.source.clone(), u / self.spacing, MARGIN);
         let image = warped.clone().narrow(1, 0, 1);
-        let one_minus = |t: Tensor<1>| t.neg() + 1.0;
         let mut loss = one_minus(ncc(batch.fixed.clone(), image, self.config.loss.similarity));
-        losses.ncc = scalar(loss.clone());
+        terms.ncc = loss.clone().without_autodiff();
         if let Some(masks) = &batch.fixed_masks {
-            let organs = self.organs.len();
-            if let Some(dice) = self.dice(warped.narrow(1, 1, organs), masks.clone()) {
-                let dice = one_minus(dice);
-                losses.dice = scalar(dice.clone());
-                loss = loss + dice;
-            }
+            let dice = one_minus(self.dice(warped.narrow(1, 1, self.organs.len()), masks.clone()));
+            terms.dice = dice.clone().without_autodiff();
+            loss = loss + dice;
         }
         loss
     }
 
     /// DSC of warped and fixed contours; blurred ones need the form for soft contours.
-    fn dice(&self, warped: Tensor<5>, fixed: Tensor<5>) -> Option<Tensor<1>> {
+    fn dice(&self, warped: Tensor<5>, fixed: Tensor<5>) -> Tensor<1> {
         match self.config.loss.contour_blur {
             0 => soft_dice(warped, fixed),
             _ => soft_dice_of_soft_contours(warped, fixed),
@@ -284,48 +275,93 @@ impl Gan {
     }
 }
 
-impl GeneratorLosses {
-    /// Values that a micro-batch reports.
-    const PER_MICRO_BATCH: usize = 8;
+/// What the losses of one micro-batch are made of, each \[1\] on the device: nothing waits for them within a step.
+struct Terms {
+    dice: Tensor<1>,
+    dice_at_rest: Tensor<1>,
+    ncc: Tensor<1>,
+    smoothness: Tensor<1>,
+    adversarial: Tensor<1>,
+    /// ‖∂(λ2 L_adv)/∂u‖.
+    adversarial_gradient: Tensor<1>,
+    /// ‖∂L_sim/∂u‖.
+    similarity_gradient: Tensor<1>,
+    max_displacement: Tensor<1>,
+}
 
-    fn per_micro_batch(&self) -> [f32; Self::PER_MICRO_BATCH] {
-        [
-            self.total,
+impl Terms {
+    const COUNT: usize = 8;
+
+    /// A system has some of the terms; the others are 0.
+    fn none(device: &Device) -> Self {
+        let zero = Tensor::zeros([1], device);
+        Self {
+            dice: zero.clone(),
+            dice_at_rest: zero.clone(),
+            ncc: zero.clone(),
+            smoothness: zero.clone(),
+            adversarial: zero.clone(),
+            adversarial_gradient: zero.clone(),
+            similarity_gradient: zero.clone(),
+            max_displacement: zero,
+        }
+    }
+
+    /// In the order that [`GeneratorLosses::of`] reads.
+    fn in_order(self) -> impl Iterator<Item = Tensor<1>> {
+        let all: [Tensor<1>; Self::COUNT] = [
             self.dice,
             self.dice_at_rest,
             self.ncc,
             self.smoothness,
             self.adversarial,
-            self.adversarial_ratio,
+            self.adversarial_gradient,
+            self.similarity_gradient,
             self.max_displacement,
-        ]
+        ];
+        all.into_iter()
+    }
+}
+
+impl GeneratorLosses {
+    /// Of one micro-batch, from its [`Terms`].
+    fn of(terms: &[f32; Terms::COUNT], weights: &Loss) -> Self {
+        let &[dice, dice_at_rest, ncc, smoothness, adversarial, at_critic, at_similarity, max_displacement] =
+            terms;
+        Self {
+            total: dice + ncc + weights.smoothness * smoothness + weights.adversarial * adversarial,
+            dice,
+            dice_at_rest,
+            ncc,
+            smoothness,
+            adversarial,
+            adversarial_ratio: at_critic / at_similarity.max(1e-20),
+            gradient_norm: 0.0, // of the whole step's gradient
+            max_displacement,
+        }
     }
 
-    /// Adds one micro-batch's [`per_micro_batch`](Self::per_micro_batch).
-    fn add(&mut self, values: &[f32], weight: f32) {
+    /// Adds one micro-batch's losses.
+    fn add(&mut self, one: &Self, weight: f32) {
         let means = [
-            &mut self.total,
-            &mut self.dice,
-            &mut self.dice_at_rest,
-            &mut self.ncc,
-            &mut self.smoothness,
-            &mut self.adversarial,
-            &mut self.adversarial_ratio,
+            (&mut self.total, one.total),
+            (&mut self.dice, one.dice),
+            (&mut self.dice_at_rest, one.dice_at_rest),
+            (&mut self.ncc, one.ncc),
+            (&mut self.smoothness, one.smoothness),
+            (&mut self.adversarial, one.adversarial),
+            (&mut self.adversarial_ratio, one.adversarial_ratio),
         ];
-        means.into_iter().zip(values).for_each(|(mean, value)| *mean += weight * value);
-        self.max_displacement = self.max_displacement.max(values[Self::PER_MICRO_BATCH - 1]);
+        means.into_iter().for_each(|(mean, value)| *mean += weight * value);
+        self.max_displacement = self.max_displacement.max(one.max_displacement);
     }
 }
 
 impl Trained {
-    /// One step along `gradient`; returns the gradient's norm.
-    fn update(&mut self, gradient: Vec<f32>, progress: f64, device: &Device) -> f32 {
-        let n = gradient.len();
-        let gradient = Tensor::<1>::from_data(TensorData::new(gradient, [n]), device);
-        let norm = scalar(gradient.clone().square().sum().sqrt());
+    /// One step along `gradient`.
+    fn update(&mut self, gradient: Tensor<1>, progress: f64) {
         let values = self.parameters.values.clone();
         self.parameters.values = self.optimizer.step(values, gradient, progress);
-        norm
     }
 }
 
@@ -348,10 +384,11 @@ fn gradient_of(u: &Tensor<5>, loss: impl FnOnce(Tensor<5>) -> Tensor<1>) -> Tens
     }
 }
 
-fn scalar(t: Tensor<1>) -> f32 {
-    t.without_autodiff().into_scalar()
+fn one_minus(t: Tensor<1>) -> Tensor<1> {
+    t.neg() + 1.0
 }
 
-fn host(t: Tensor<1>) -> Vec<f32> {
-    t.to_data().try_into_vec().expect("gradients are f32")
+/// The Euclidean norm, \[1\].
+fn l2<const D: usize>(t: &Tensor<D>) -> Tensor<1> {
+    sum(t.clone().square()).sqrt()
 }

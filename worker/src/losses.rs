@@ -2,6 +2,7 @@
 //!
 //! Images and masks are \[n, c, z, y, x\]; every loss is averaged over the batch and returned as \[1\].
 
+use crate::ops::sums::{mean, row_means, row_sums, sum};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -35,14 +36,14 @@ fn global_ncc(a: Tensor<5>, b: Tensor<5>) -> Tensor<1> {
     let n = a.dims()[0];
     let flat = |t: Tensor<5>| -> Tensor<2> {
         let t = t.flatten::<2>(1, 4).reshape([n as i32, -1]);
-        let mean = t.clone().mean_dim(1);
+        let mean = row_means(t.clone());
         t - mean
     };
     let (a, b) = (flat(a), flat(b));
-    let covariance = (a.clone() * b.clone()).mean_dim(1);
-    let var_a = a.square().mean_dim(1) + NCC_EPSILON;
-    let var_b = b.square().mean_dim(1) + NCC_EPSILON;
-    (covariance / (var_a * var_b).sqrt()).mean()
+    let covariance = row_means(a.clone() * b.clone());
+    let var_a = row_means(a.square()) + NCC_EPSILON;
+    let var_b = row_means(b.square()) + NCC_EPSILON;
+    mean(covariance / (var_a * var_b).sqrt())
 }
 
 fn local_ncc(a: Tensor<5>, b: Tensor<5>, window: usize) -> Tensor<1> {
@@ -51,7 +52,7 @@ fn local_ncc(a: Tensor<5>, b: Tensor<5>, window: usize) -> Tensor<1> {
     let var_a = box_mean(a.clone().square()) - mean_a.clone().square() + NCC_EPSILON;
     let var_b = box_mean(b.clone().square()) - mean_b.clone().square() + NCC_EPSILON;
     let covariance = box_mean(a * b) - mean_a * mean_b;
-    (covariance / (var_a * var_b).sqrt()).mean()
+    mean(covariance / (var_a * var_b).sqrt())
 }
 
 /// Mean over cubic windows that lie wholly inside, one axis at a time.
@@ -64,8 +65,8 @@ fn box_filter(t: Tensor<5>, window: usize) -> Tensor<5> {
 }
 
 /// Soft Dice coefficient 2Σps / (Σp + Σs + ε) per organ channel, mean over the organs present in either patch
-/// (an absent organ is left out, not counted as 0). `None` if no organ is present.
-pub fn soft_dice(p: Tensor<5>, s: Tensor<5>) -> Option<Tensor<1>> {
+/// (an absent organ is left out, not counted as 0). 1, without a gradient, if no organ is present.
+pub fn soft_dice(p: Tensor<5>, s: Tensor<5>) -> Tensor<1> {
     let total = channel_sums(p.clone()) + channel_sums(s.clone());
     mean_of_present(channel_sums(p * s), total)
 }
@@ -73,7 +74,7 @@ pub fn soft_dice(p: Tensor<5>, s: Tensor<5>) -> Option<Tensor<1>> {
 /// Dice coefficient of contours that are soft themselves: 2Σps / (Σp² + Σs² + ε) (Milletari et al., V-Net, 3DV 2016,
 /// section 3), averaged as in [`soft_dice`]. For masks of 0 and 1 the two are the same. For soft ones this is 1 where
 /// p = s and nowhere else, while the other stays below 1 there and grows as p swells.
-pub fn soft_dice_of_soft_contours(p: Tensor<5>, s: Tensor<5>) -> Option<Tensor<1>> {
+pub fn soft_dice_of_soft_contours(p: Tensor<5>, s: Tensor<5>) -> Tensor<1> {
     let total = channel_sums(p.clone().square()) + channel_sums(s.clone().square());
     mean_of_present(channel_sums(p * s), total)
 }
@@ -81,19 +82,17 @@ pub fn soft_dice_of_soft_contours(p: Tensor<5>, s: Tensor<5>) -> Option<Tensor<1
 /// Σ over the voxels of every channel, \[n, organs\].
 fn channel_sums(t: Tensor<5>) -> Tensor<2> {
     let [n, organs, ..] = t.dims();
-    t.reshape([n as i32, organs as i32, -1]).sum_dim(2).squeeze_dim::<2>(2)
+    row_sums(t.reshape([(n * organs) as i32, -1])).reshape([n, organs])
 }
 
-/// Mean of 2·overlap / (total + ε) over the channels that are not empty.
-fn mean_of_present(overlap: Tensor<2>, total: Tensor<2>) -> Option<Tensor<1>> {
+/// Mean of 2·overlap / (total + ε) over the channels that are not empty; how many there are stays on the device.
+fn mean_of_present(overlap: Tensor<2>, total: Tensor<2>) -> Tensor<1> {
     let present = total.clone().without_autodiff().greater_elem(0.5).float();
-    let count: f32 = present.clone().sum().into_scalar();
-    if count == 0.0 {
-        return None;
-    }
     let present = if total.is_autodiff() { present.autodiff() } else { present };
+    let count = sum(present.clone());
+    let none = count.clone().clamp_max(1.0).neg() + 1.0;
     let dice = overlap * 2.0 / (total + DICE_EPSILON);
-    Some((dice * present).sum() / count)
+    sum(dice * present) / count.clamp_min(1.0) + none
 }
 
 /// Bending energy of `u` (mm) on a grid of `spacing` mm: mean over interior voxels and the three components of
@@ -125,7 +124,7 @@ pub fn bending_energy(u: Tensor<5>, spacing: f32) -> Tensor<1> {
         let mixed = (corner(1, 1) + corner(-1, -1) - corner(1, -1) - corner(-1, 1)) / (4.0 * h2);
         energy = energy + mixed.square() * 2.0;
     }
-    energy.mean()
+    mean(energy)
 }
 
 /// How the critic's score map becomes a number.
@@ -143,7 +142,7 @@ pub enum Reduction {
 pub fn expectation(scores: Tensor<5>, reduction: Reduction) -> Tensor<1> {
     let n = scores.dims()[0] as f32;
     match reduction {
-        Reduction::Mean => scores.mean(),
-        Reduction::Sum => scores.sum() / n,
+        Reduction::Mean => mean(scores),
+        Reduction::Sum => sum(scores) / n,
     }
 }

@@ -1,6 +1,7 @@
 //! Updates of a flat parameter vector: Burn's RMSProp and Adam, with state that can be stored exactly.
 
 use crate::config::{Optimizer as OptimizerConfig, Rule, Schedule};
+use crate::ops::sums::sum;
 use burn::optim::{
     Adam, AdamConfig, AdamState, AdaptiveMomentumState, CenteredState, Optimizer as _, RmsProp,
     RmsPropConfig, RmsPropState, SquareAvgState,
@@ -112,10 +113,13 @@ pub fn learning_rate(config: &OptimizerConfig, progress: f64) -> f64 {
     }
 }
 
+/// Shortens `gradient` to `limit` if it is longer; the device decides.
 fn clip_norm(gradient: Tensor<1>, limit: f32) -> Tensor<1> {
     if limit == 0.0 {
         return gradient;
     }
-    let norm: f32 = gradient.clone().square().sum().sqrt().into_scalar();
-    if norm > limit { gradient * (limit / norm) } else { gradient }
+    let norm = sum(gradient.clone().square()).sqrt();
+    let short = norm.clone().greater_elem(limit).bool_not();
+    let scale = (norm.full_like(limit) / norm).mask_fill(short, 1.0);
+    gradient * scale
 }

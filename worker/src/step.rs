@@ -3,7 +3,10 @@
 //! A step has M canonical micro-batches, which belong to the run. A rank computes some of them; gradients are added
 //! exactly, everything else is put in the micro-batches' order. So the result has the same bits whoever computed what.
 
-use crate::collective::{Cause, Collective, Failure, exact_sum};
+use crate::collective::{Cause, Collective, Failure};
+use crate::device::read;
+use crate::gradients::{Mean, mean};
+use burn::tensor::{Device, Tensor};
 use bytemuck::Pod;
 use jrs_data::sampling::Patch;
 use std::ops::Range;
@@ -84,20 +87,20 @@ pub struct Updated<L> {
     pub stop: bool,
 }
 
-/// What one micro-batch contributes.
+/// What one micro-batch contributes, on the device that computed it.
 pub struct Contribution {
     /// Its number in the step.
     pub micro_batch: usize,
     /// Gradient for all parameters.
-    pub gradient: Vec<f32>,
-    /// Losses and batch statistics: whatever is combined in order.
-    pub report: Vec<f32>,
+    pub gradient: Tensor<1>,
+    /// Losses and batch statistics: whatever is combined in order. All of a step have the same length.
+    pub report: Tensor<1>,
 }
 
 /// A step's contributions, combined; the same on every rank.
 pub struct Combined {
     /// Mean gradient of the micro-batches.
-    pub gradient: Vec<f32>,
+    pub gradient: Tensor<1>,
     /// Their reports, in order.
     pub reports: Vec<Vec<f32>>,
     /// Whether any rank wants to stop after this step.
@@ -105,7 +108,8 @@ pub struct Combined {
 }
 
 impl Group<'_> {
-    /// Combines the contributions of all ranks to a step of `count` micro-batches over `parameters` values.
+    /// Combines the contributions of all ranks to a step of `count` micro-batches over `parameters` values. The result is
+    /// on `device`.
     ///
     /// # Errors
     /// If the collective fails.
@@ -114,25 +118,27 @@ impl Group<'_> {
         count: usize,
         parameters: usize,
         contributions: &[Contribution],
+        device: &Device,
     ) -> Result<Combined, Failure> {
         self.watch.enter(Phase::Reduce);
-        // The wish to stop travels with the exponents, so that all ranks learn of it in the same step.
-        let mut exponents = vec![0; exact_sum::blocks(parameters) + 1];
-        let (wish, blocks) = exponents.split_last_mut().expect("it has at least the wish");
-        *wish = i32::from(self.watch.stop());
-        contributions.iter().for_each(|c| exact_sum::raise_exponents(blocks, &c.gradient));
-        self.collective.max(&mut exponents)?;
-        let stop = exponents.pop() != Some(0);
+        let gradients: Vec<Tensor<1>> = contributions.iter().map(|c| c.gradient.clone()).collect();
+        let wish = self.watch.stop();
+        let Mean { gradient, stop } = mean(self.collective, &gradients, parameters, count, wish, device)?;
 
-        let mut sums = vec![0; parameters];
-        contributions.iter().for_each(|c| exact_sum::add(&mut sums, &c.gradient, &exponents, count));
-        self.collective.sum(&mut sums)?;
-
-        let reports = contributions.iter().map(|c| (c.micro_batch, &c.report[..]));
-        let reports = collect(self.collective, count, reports)?;
+        let own = reports(contributions)?;
+        let own = contributions.iter().zip(&own).map(|(c, report)| (c.micro_batch, &report[..]));
+        let reports = collect(self.collective, count, own)?;
         self.watch.enter(Phase::Apply);
-        Ok(Combined { gradient: exact_sum::mean(&sums, &exponents, count), reports, stop })
+        Ok(Combined { gradient, reports, stop })
     }
+}
+
+/// The reports of all `contributions`, read from their device at once.
+fn reports(contributions: &[Contribution]) -> Result<Vec<Vec<f32>>, Failure> {
+    let Some(first) = contributions.first() else { return Ok(Vec::new()) };
+    let length = first.report.dims()[0];
+    let all = read(Tensor::cat(contributions.iter().map(|c| c.report.clone()).collect(), 0))?;
+    Ok(all.chunks(length).map(<[f32]>::to_vec).collect())
 }
 
 /// Values that belong to one of `count` numbered parts of a work, brought together in the order of their numbers.

@@ -216,7 +216,11 @@ impl Trainer {
             let mut group = Group { collective: &mut Alone, watch: &() };
             let committed = self.step(0..self.micro_batches(), &mut group).map_err(|error| match error {
                 StepError::Run(error) => error,
-                StepError::Group(failure) => unreachable!("a group of one failed: {failure}"),
+                // Alone, only the device can fail.
+                StepError::Group(failure) => Error::input(
+                    failure.to_string(),
+                    "Continue with --resume from the last checkpoint, when the device works again or on another",
+                ),
             })?;
             self.tell(&committed, observer)?;
         }

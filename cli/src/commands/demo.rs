@@ -7,6 +7,7 @@ use jrs_data::prepare::{PrepareOptions, prepare};
 use jrs_phantom::{Preset, generate};
 use jrs_telemetry::interrupt::Interrupt;
 use jrs_telemetry::memory::peak_rss_mb;
+use jrs_worker::device::Place;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -82,6 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         run: "demo".into(),
         resume: None,
         logs: None,
+        device: Place::Cpu,
         workers: None,
         stop_after: Some(iterations / 2),
         json: false,

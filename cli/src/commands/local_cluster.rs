@@ -122,6 +122,7 @@ impl Cluster {
         let worker = |number: usize| {
             let mut command = jrs(threads);
             command.args(["worker", "--coordinator", &address, "--listen", "127.0.0.1:0"]);
+            command.args(["--device", &args.device.to_string()]);
             command.arg("--data").arg(&args.data).arg("--logs").arg(logs).arg("--token-file").arg(token);
             Member::start(format!("worker {number}"), command)
         };

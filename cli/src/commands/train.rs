@@ -3,13 +3,13 @@
 use super::tables::Tables;
 use super::{local_cluster, phase};
 use anyhow::Context;
-use burn::tensor::Device;
 use bytes::Bytes;
 use jrs_coordinator::{BackgroundSaver, Retention, RunStore, Start, Started};
 use jrs_data::cache::Prepared;
 use jrs_telemetry::interrupt::Interrupt;
 use jrs_telemetry::progress::Phase;
 use jrs_worker::config::TrainConfig;
+use jrs_worker::device::Place;
 use jrs_worker::state::Cursor;
 use jrs_worker::trainer::{IterationReport, Observer, Outcome, Trainer, ValidationReport};
 use libjrs::Error;
@@ -45,6 +45,10 @@ pub struct Args {
     /// Folder for losses.csv, TensorBoard events and the model; by default `<out>/runs/<run>` if that is local.
     #[arg(long, value_name = "DIR")]
     pub logs: Option<PathBuf>,
+    /// What computes: cpu, cuda, cuda:1 (and so on), or cube-cpu, the GPU's kernels on the CPU, for tests. A run may go on on
+    /// another device than it was started on.
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub device: Place,
     /// Train with this many worker processes and a coordinator. The model does not depend on the number.
     #[arg(long, value_name = "N", conflicts_with = "stop_after")]
     pub workers: Option<NonZeroUsize>,
@@ -96,17 +100,18 @@ pub fn train(args: &Args, interrupt: &Interrupt) -> anyhow::Result<Summary> {
     }
     let config = TrainConfig::load(&args.config)?;
     let prepared = Prepared::open(&args.data)?;
+    let device = args.device.open()?;
     let store = Arc::new(RunStore::open(&args.out, &args.run)?);
 
     let digest = prepared.digest.clone();
     let start = if args.resume.is_some() { Start::Resume } else { Start::New };
     let started = store.start_run(&config.to_toml(), &digest, start)?;
-    let mut trainer = Trainer::new(&config, prepared, Device::flex())?;
+    let mut trainer = Trainer::new(&config, prepared, device)?;
     if started == Started::Resumed {
         restore(&store, args.resume.as_deref(), &mut trainer)?;
     }
     let cursor = trainer.cursor();
-    tracing::info!(run = args.run, iteration = cursor.iteration, system = config.system.name(), "training");
+    tracing::info!(run = args.run, iteration = cursor.iteration, system = config.system.name(), device = %args.device, "training");
 
     let mut monitor = Monitor::new(&config, args, store, &logs, cursor, interrupt)?;
     let outcome = trainer.run(&mut monitor)?;

@@ -11,6 +11,7 @@ use jrs_protocol::client::ClientOptions;
 use jrs_telemetry::interrupt::Interrupt;
 use jrs_worker::cluster::{self, FAULT_VARIABLE, Fault, Keeper, Options, Saved};
 use jrs_worker::config::TrainConfig;
+use jrs_worker::device::Place;
 use jrs_worker::state::Cursor;
 use jrs_worker::trainer::{IterationReport, ValidationReport};
 use libjrs::model::Model;
@@ -40,6 +41,9 @@ pub struct Args {
     data: Option<String>,
     #[command(flatten)]
     copies: Copies,
+    /// What computes: cpu, cuda, cuda:1 (and so on), or cube-cpu, the GPU's kernels on the CPU, for tests.
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: Place,
     /// Where other workers reach this one's collective; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:0")]
     listen: SocketAddr,
@@ -65,6 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         run: args.run,
         data: args.data,
         open_data: Box::new(move |place| args.copies.open(place)),
+        device: args.device,
         listen: args.listen,
         advertise: args.advertise,
         faults,

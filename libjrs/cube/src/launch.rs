@@ -5,6 +5,8 @@
 //! waiting costs it a barrier between threads: there, a cube has one unit, which does more. Kernels take the number of units as
 //! a compile-time constant and fit both.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use cubecl::prelude::*;
 
 use crate::{Client, Handle};
@@ -12,9 +14,18 @@ use crate::{Client, Handle};
 /// Units of a cube on a GPU, for kernels with one value after another.
 const WIDE: usize = 256;
 
+/// Cut kernels as for a GPU, whatever the device is.
+static WIDE_ANYWHERE: AtomicBool = AtomicBool::new(false);
+
+/// Makes this process cut kernels as for a GPU also on CubeCL's CPU runtime, which then needs a thread for each unit: far too
+/// slow for work, but it checks that the units of a GPU's cubes do their parts.
+pub fn cut_as_for_a_gpu() {
+    WIDE_ANYWHERE.store(true, Ordering::Relaxed);
+}
+
 /// The device is a GPU.
 pub(crate) fn is_gpu(client: &Client) -> bool {
-    client.properties().hardware.plane_size_max > 1
+    client.properties().hardware.plane_size_max > 1 || WIDE_ANYWHERE.load(Ordering::Relaxed)
 }
 
 /// How many values a cube handles, and with how many units: unit u takes the values u, u + units, u + 2 units ...

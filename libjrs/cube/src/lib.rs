@@ -7,6 +7,7 @@
 //! | module | forward | gradients |
 //! |---|---|---|
 //! | [`conv3d`] | convolution, optionally with LeakyReLU and a folded BatchNorm | input, weight, bias |
+//! | [`exact_sum`] | the mean of gradients, in whatever order they are added | |
 //! | [`leaky_norm`] | LeakyReLU then BatchNorm of a training batch | input, scale, shift |
 //! | [`upsample_concat`] | nearest x2 upsampling beside the centre crop of a skip connection | both inputs |
 //! | [`warp`] | trilinear warp with replicated border | displacement |
@@ -19,7 +20,9 @@ pub mod buffer;
 mod channel_sums;
 pub mod conv3d;
 pub mod device;
-mod launch;
+pub mod exact_sum;
+#[doc(hidden)]
+pub mod launch;
 pub mod leaky_norm;
 pub mod upsample_concat;
 pub mod warp;

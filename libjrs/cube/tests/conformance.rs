@@ -30,7 +30,7 @@ fn values(client: &Client, handle: Handle) -> Vec<f32> {
     download(client, handle).expect("the device works")
 }
 
-fn check_forward(client: &Client, (conv, seed): (Conv3d, u64)) {
+fn check(client: &Client, (conv, seed): (Conv3d, u64)) {
     let case = Convolution::new(conv, seed);
     let up = |values: &[f32]| upload(client, values);
     let (x, weight, bias) = (up(&case.x), up(&case.weight), up(&case.bias));
@@ -43,19 +43,23 @@ fn check_forward(client: &Client, (conv, seed): (Conv3d, u64)) {
     let dy = up(&case.dy);
     let dx = conv3d::input_gradient(client, &conv, &dy, &weight);
     close(&format!("input gradient of {conv:?}"), &values(client, dx), &case.dx, 1e-5);
+    let dweight = conv3d::weight_gradient(client, &conv, &x, &dy);
+    close(&format!("weight gradient of {conv:?}"), &values(client, dweight), &case.dweight, 1e-5);
+    let dbias = conv3d::bias_gradient(client, &conv, &dy);
+    close(&format!("bias gradient of {conv:?}"), &values(client, dbias), &case.dbias, 1e-5);
 }
 
 #[test]
 fn convolutions_are_their_definition() {
     let Some(client) = client() else { return };
     for case in reference::layers_of_the_networks() {
-        check_forward(&client, case);
+        check(&client, case);
     }
     for case in reference::strides_paddings_and_kernels() {
-        check_forward(&client, case);
+        check(&client, case);
     }
     for case in reference::random_shapes() {
-        check_forward(&client, case);
+        check(&client, case);
     }
 }
 
@@ -165,4 +169,56 @@ fn a_nan_displacement_gives_nan_not_a_wrong_value() {
     assert!(warped([f32::NAN, 0.0, 0.0]).is_nan());
     assert_eq!(warped([f32::INFINITY, 0.0, 0.0]), 1.0);
     assert_eq!(warped([0.0, f32::NEG_INFINITY, 0.0]), 1.0);
+}
+
+/// Finite values of every magnitude f32 has, with zeros and subnormal ones among them.
+fn all_magnitudes(len: usize, seed: u64) -> Vec<f32> {
+    let bits = random(2 * len, seed);
+    let value = |i: usize| match i % 8 {
+        0 => 0.0,
+        1 => f32::MIN_POSITIVE / 8.0 * bits[i],
+        2..5 => bits[i],
+        _ => bits[i] * 2f32.powf(bits[len + i] * 126.0),
+    };
+    (0..len).map(value).collect()
+}
+
+#[test]
+fn exact_sums_have_the_bits_of_the_cpu() {
+    use jrs_kernels::exact_sum as cpu;
+    let Some(client) = client() else { return };
+    for (n, terms) in [(1, 1), (1023, 3), (1025, 8), (5000, 5)] {
+        let mut values: Vec<Vec<f32>> = (0..terms).map(|t| all_magnitudes(n, (n + t) as u64)).collect();
+        if n == 5000 {
+            values[1][2000] = f32::INFINITY; // a block of NaN
+            // A block of subnormal values, and halves that are rounded to even.
+            values.iter_mut().for_each(|v| v[3072..4096].iter_mut().for_each(|v| *v *= f32::MIN_POSITIVE));
+            values[0][..1024]
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, v)| *v = 2f32.powi(i as i32 % 12 + 60) * 1.5);
+        }
+        let mut exponents = vec![0; cpu::blocks(n)];
+        let on_device = upload(&client, &exponents);
+        let handles: Vec<Handle> = values.iter().map(|v| upload(&client, v)).collect();
+        for (value, handle) in values.iter().zip(&handles) {
+            cpu::raise_exponents(&mut exponents, value);
+            jrs_cube::exact_sum::raise_exponents(&client, &on_device, handle, n);
+        }
+        assert_eq!(download::<i32>(&client, on_device.clone()).unwrap(), exponents, "{n} values");
+        let mut sums = vec![0i64; n];
+        let sums_on_device = upload(&client, &sums);
+        for (value, handle) in values.iter().zip(&handles) {
+            cpu::add(&mut sums, value, &exponents, terms);
+            jrs_cube::exact_sum::add(&client, &sums_on_device, handle, n, &on_device, terms);
+        }
+        assert!(
+            download::<i64>(&client, sums_on_device.clone()).unwrap() == sums,
+            "{n} values, {terms} terms"
+        );
+        let mean = jrs_cube::exact_sum::mean(&client, &sums_on_device, n, &on_device, terms);
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let want = bits(cpu::mean(&sums, &exponents, terms));
+        assert!(bits(download(&client, mean).unwrap()) == want, "{n} values, {terms} terms");
+    }
 }

@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | [`bf16`] | the same for inference, in bf16 on a matrix unit | |
 //! | [`conv3d`] | convolution, optionally with LeakyReLU and a folded BatchNorm | input, weight, bias |
+//! | [`exact_sum`] | the mean of gradients, in whatever order they are added | |
 //! | [`leaky_norm`] | LeakyReLU then BatchNorm of a training batch | input, scale, shift |
 //! | [`upsample_concat`] | nearest x2 upsampling beside the centre crop of a skip connection | both inputs |
 //! | [`warp`] | trilinear warp with replicated border | displacement |
@@ -17,6 +18,7 @@
 
 pub mod bf16;
 pub mod conv3d;
+pub mod exact_sum;
 pub mod leaky_norm;
 pub mod memory;
 pub mod pool;

@@ -1,85 +1,18 @@
 //! The convolution and its gradients against a naive f64 reference, on every instruction set at hand.
 
+mod reference;
+
 use jrs_kernels::bf16::Unit;
 use jrs_kernels::{Conv3d, Epilogue, Isa};
-
-/// Reproducible values in [-1, 1).
-fn random(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..len)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
-
-/// Calls `visit(input index, weight index, output index)` for every product of the convolution: the definition.
-fn products(conv: &Conv3d, mut visit: impl FnMut(usize, usize, usize)) {
-    let ([d, h, w], [od, oh, ow], k) = (conv.input, conv.output(), conv.kernel);
-    let source = |out: usize, tap: usize, size: usize| {
-        (out * conv.stride + tap).checked_sub(conv.padding).filter(|&i| i < size)
-    };
-    for n in 0..conv.batch {
-        for co in 0..conv.c_out {
-            for out in 0..od * oh * ow {
-                let (z, y, x) = (out / (oh * ow), out / ow % oh, out % ow);
-                for ci in 0..conv.c_in {
-                    for tap in 0..k * k * k {
-                        let (kz, ky, kx) = (tap / (k * k), tap / k % k, tap % k);
-                        if let (Some(z), Some(y), Some(x)) =
-                            (source(z, kz, d), source(y, ky, h), source(x, kx, w))
-                        {
-                            visit(
-                                (((n * conv.c_in + ci) * d + z) * h + y) * w + x,
-                                (co * conv.c_in + ci) * k * k * k + tap,
-                                (n * conv.c_out + co) * od * oh * ow + out,
-                            );
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Largest difference, relative to the largest reference value.
-fn error(got: &[f32], want: &[f64]) -> f64 {
-    let scale = want.iter().fold(1e-30, |most, v| v.abs().max(most));
-    got.iter().zip(want).map(|(&g, w)| (g as f64 - w).abs() / scale).fold(0.0, f64::max)
-}
+use reference::{Convolution, close, random};
 
 fn check(conv: Conv3d, seed: u64) {
-    let x = random(conv.input_len(), seed);
-    let weight = random(conv.weight_len(), seed + 1);
-    let bias = random(conv.c_out, seed + 2);
-    let dy = random(conv.output_len(), seed + 3);
-    let voxels: usize = conv.output().iter().product();
-
-    let channel = |i: usize| i / voxels % conv.c_out;
-    let mut y: Vec<f64> = (0..dy.len()).map(|i| bias[channel(i)] as f64).collect();
-    let (mut dx, mut dw) = (vec![0.0f64; x.len()], vec![0.0f64; weight.len()]);
-    products(&conv, |i, w, o| {
-        y[o] += x[i] as f64 * weight[w] as f64;
-        dx[i] += dy[o] as f64 * weight[w] as f64;
-        dw[w] += dy[o] as f64 * x[i] as f64;
-    });
-    let mut db = vec![0.0f64; conv.c_out];
-    dy.iter().enumerate().for_each(|(i, &v)| db[channel(i)] += v as f64);
-    let (scale, shift) = (random(conv.c_out, seed + 4), random(conv.c_out, seed + 5));
-    let normed: Vec<f64> = y
-        .iter()
-        .enumerate()
-        .map(|(i, &v)| scale[channel(i)] as f64 * v.max(0.2 * v) + shift[channel(i)] as f64)
-        .collect();
-
+    let Convolution { x, weight, bias, dy, scale, shift, y, normed, dx, dweight, dbias, .. } =
+        Convolution::new(conv, seed);
     // The emulated unit shows everywhere what is not instructions.
     for isa in Isa::available().into_iter().chain([Isa::Matrix(Unit::Emulated)]) {
         let within = |what: &str, got: &[f32], want: &[f64]| {
-            let error = error(got, want);
-            assert!(error < 1e-5, "{what} of {conv:?} on {isa:?}: relative error {error:e}");
+            close(&format!("{what} of {conv:?} on {isa:?}"), got, want, 1e-5);
         };
         let mut out = vec![f32::NAN; y.len()];
         conv.forward_on(isa, &x, &weight, &bias, Epilogue::None, &mut out);
@@ -95,75 +28,26 @@ fn check(conv: Conv3d, seed: u64) {
         within("input gradient", &out, &dx);
         let mut out = vec![f32::NAN; weight.len()];
         conv.weight_gradient_on(isa, &x, &dy, &mut out);
-        within("weight gradient", &out, &dw);
+        within("weight gradient", &out, &dweight);
         let mut out = vec![f32::NAN; conv.c_out];
         conv.bias_gradient(&dy, &mut out);
-        within("bias gradient", &out, &db);
+        within("bias gradient", &out, &dbias);
     }
 }
 
 #[test]
 fn the_networks_kinds_of_layers() {
-    // (c_in, c_out, kernel, stride, padding) of science.md sections 2 and 3, on small grids.
-    for (seed, &(c_in, c_out, kernel, stride, padding)) in [
-        (2, 16, 3, 1, 0),
-        (16, 16, 3, 2, 1),
-        (32, 64, 3, 1, 0),
-        (48, 16, 3, 1, 0),
-        (16, 3, 1, 1, 0),
-        (3, 16, 3, 1, 0),
-        (64, 1, 1, 1, 0),
-    ]
-    .iter()
-    .enumerate()
-    {
-        check(
-            Conv3d { batch: 1, c_in, c_out, input: [6, 9, 8], kernel, stride, padding },
-            seed as u64 * 10 + 1,
-        );
-    }
+    reference::layers_of_the_networks().into_iter().for_each(|(conv, seed)| check(conv, seed));
 }
 
 #[test]
 fn every_stride_padding_and_kernel() {
-    for (i, [kernel, stride, padding]) in [
-        [1, 1, 0],
-        [1, 2, 0],
-        [1, 1, 1],
-        [1, 2, 1],
-        [3, 1, 0],
-        [3, 1, 1],
-        [3, 2, 0],
-        [3, 2, 1],
-        [2, 1, 0],
-        [2, 2, 1],
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        for (j, input) in [[3, 4, 5], [8, 7, 6], [5, 3, 19], [4, 12, 3]].into_iter().enumerate() {
-            let conv = Conv3d { batch: 2, c_in: 3, c_out: 5, input, kernel, stride, padding };
-            check(conv, 1000 + i as u64 * 100 + j as u64 * 10);
-        }
-    }
+    reference::strides_paddings_and_kernels().into_iter().for_each(|(conv, seed)| check(conv, seed));
 }
 
 #[test]
 fn random_shapes() {
-    for seed in 0..24 {
-        let pick = |i: u64, n: u64| ((random(1, seed * 31 + i + 7)[0] + 1.0) / 2.0 * n as f32) as usize;
-        let kernel = [1, 3, 3][pick(0, 3)];
-        let conv = Conv3d {
-            batch: 1 + pick(1, 2),
-            c_in: 1 + pick(2, 20),
-            c_out: 1 + pick(3, 18),
-            input: [3 + pick(4, 6), 3 + pick(5, 12), 3 + pick(6, 30)],
-            kernel,
-            stride: 1 + pick(7, 2),
-            padding: pick(8, 2),
-        };
-        check(conv, 5000 + seed * 10);
-    }
+    reference::random_shapes().into_iter().for_each(|(conv, seed)| check(conv, seed));
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod sync;
 
 pub use fault::{FAULT_VARIABLE, Fault};
 
+use crate::device::Place;
 use crate::state::Cursor;
 use crate::trainer::{IterationReport, ValidationReport};
 use jrs_data::cache::Prepared;
@@ -39,6 +40,8 @@ pub struct Options {
     pub data: Option<String>,
     /// Opens it.
     pub open_data: Box<OpenData>,
+    /// What computes.
+    pub device: Place,
     /// Where the collective listens.
     pub listen: SocketAddr,
     /// What other workers are told to connect to, if not this machine's address towards the coordinator.

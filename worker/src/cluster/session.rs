@@ -37,6 +37,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// A worker's life.
 pub(super) struct Session<'k> {
     options: Options,
+    device: Device,
     keeper: &'k mut dyn Keeper,
     shared: Shared,
     control: Control,
@@ -72,6 +73,8 @@ enum End {
 
 impl<'k> Session<'k> {
     pub fn start(options: Options, keeper: &'k mut dyn Keeper) -> Result<Self, Failed> {
+        let device = options.device.open().map_err(Failed::BadConfig)?;
+        tracing::info!(device = %options.device, "computing");
         let rendezvous = Rendezvous::listen(options.listen).map_err(|error| {
             Failed::BadConfig(Error::input(
                 format!("the collective cannot listen at {}: {error}", options.listen),
@@ -91,6 +94,7 @@ impl<'k> Session<'k> {
         })?;
         Ok(Self {
             options,
+            device,
             keeper,
             shared,
             control,
@@ -162,7 +166,7 @@ impl<'k> Session<'k> {
                 )));
             }
             self.keeper.open(&welcome.store_url, &run).map_err(Failed::Retry)?;
-            let trainer = Trainer::new(&config, prepared, Device::flex()).map_err(Failed::BadConfig)?;
+            let trainer = Trainer::new(&config, prepared, self.device.clone()).map_err(Failed::BadConfig)?;
             self.run = Some(Run { trainer, resume: welcome.resume_step, holds: false });
             tracing::info!(run, system = config.system.name(), "ready to take part");
         }

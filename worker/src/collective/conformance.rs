@@ -1,7 +1,11 @@
 //! One suite for every implementation of [`Collective`].
 
-use super::tcp::{Abort, Group, Rendezvous};
-use super::{Alone, Cause, Collective, Failure, exact_sum, threads};
+#[cfg(feature = "cube-cpu")]
+use super::device::DeviceValues;
+use super::nccl::simulated::{Flaws, World};
+use super::nccl::{Settings, form};
+use super::tcp::{Abort, Group, Rendezvous, TcpLink};
+use super::{Alone, Cause, Collective, Failure, Ring, exact_sum, threads};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -17,12 +21,19 @@ fn groups() -> Vec<(String, Members)> {
         groups.push((format!("{size} threads"), threads::ring(size).into_iter().map(boxed).collect()));
         let tcp = tcp(size).into_iter().map(|(ring, _)| ring).collect();
         groups.push((format!("TCP, {size} ranks"), tcp));
+        groups.push((format!("simulated NCCL, {size} ranks"), simulated_nccl(size)));
     }
     groups
 }
 
 /// A ring over TCP on this machine.
 fn tcp(size: usize) -> Vec<(Box<dyn Collective>, Abort)> {
+    let boxed = |(ring, abort)| (Box::new(ring) as Box<dyn Collective>, abort);
+    rings(size).into_iter().map(boxed).collect()
+}
+
+/// What the tests of NCCL form their groups over.
+pub(super) fn rings(size: usize) -> Vec<(Ring<TcpLink>, Abort)> {
     let listeners: Vec<_> = (0..size).map(|_| Rendezvous::listen("127.0.0.1:0").unwrap()).collect();
     let addresses: Vec<_> = listeners.iter().map(|l| l.address().to_string()).collect();
     std::thread::scope(|scope| {
@@ -33,8 +44,27 @@ fn tcp(size: usize) -> Vec<(Box<dyn Collective>, Abort)> {
                 let group = group(rank, &addresses, b"key");
                 scope.spawn(move || {
                     let abort = Abort::default();
-                    let ring = listener.join(&group, Instant::now() + PATIENCE, &abort).unwrap();
-                    (Box::new(ring) as Box<dyn Collective>, abort)
+                    (listener.join(&group, Instant::now() + PATIENCE, &abort).unwrap(), abort)
+                })
+            })
+            .collect();
+        joining.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// NCCL's state machine over a library that this process plays, with buckets that long sums need many of.
+fn simulated_nccl(size: usize) -> Members {
+    let world = World::default();
+    let settings = Settings { bucket: 1 << 16, ..Settings::default() };
+    std::thread::scope(|scope| {
+        let joining: Vec<_> = rings(size)
+            .into_iter()
+            .map(|(ring, abort)| {
+                let library = world.library(Flaws::default());
+                scope.spawn(move || {
+                    let deadline = Instant::now() + PATIENCE;
+                    let formed = form(&library, ring, 1, settings, deadline, &abort);
+                    Box::new(formed.unwrap_or_else(|failure| panic!("{failure}"))) as Box<dyn Collective>
                 })
             })
             .collect();
@@ -79,6 +109,31 @@ fn maxima_and_sums_are_everyones() {
                 let mut sums: Vec<i64> = (0..n).map(|i| value(c.rank(), i) << 40).collect();
                 c.sum(&mut sums)?;
                 Ok((maxima, sums))
+            });
+            let all = |i: usize| (0..size).map(move |rank| value(rank, i));
+            let maxima: Vec<i32> = (0..n).map(|i| all(i).max().unwrap() as i32).collect();
+            let sums: Vec<i64> = (0..n).map(|i| all(i).sum::<i64>() << 40).collect();
+            assert!(results.iter().all(|r| r.0 == maxima && r.1 == sums), "{name}, {n} values");
+        }
+    }
+}
+
+#[cfg(feature = "cube-cpu")]
+#[test]
+fn maxima_and_sums_on_a_device_are_those_of_the_host() {
+    let client = cubecl::Device::cpu().unwrap().client();
+    for n in [0, 1, 5000] {
+        for (name, members) in groups() {
+            let size = members.len();
+            let value = |rank: usize, i: usize| ((i * 7 + rank * 31) % 1000) as i64 - 500;
+            let results = on_all(members, |c| {
+                let maxima: Vec<i32> = (0..n).map(|i| value(c.rank(), i) as i32).collect();
+                let maxima = DeviceValues::from_slice(&client, &maxima);
+                c.max_on_device(&maxima)?;
+                let sums: Vec<i64> = (0..n).map(|i| value(c.rank(), i) << 40).collect();
+                let sums = DeviceValues::from_slice(&client, &sums);
+                c.sum_on_device(&sums)?;
+                Ok((maxima.read::<i32>()?, sums.read::<i64>()?))
             });
             let all = |i: usize| (0..size).map(move |rank| value(rank, i));
             let maxima: Vec<i32> = (0..n).map(|i| all(i).max().unwrap() as i32).collect();

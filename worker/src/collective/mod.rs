@@ -2,9 +2,12 @@
 //!
 //! [`Collective`] is all that training knows of other workers. [`Alone`] is one worker, whose training runs the same code.
 //! [`Ring`] is several, over any [`ring::Link`]: TCP between processes ([`tcp`]), channels between threads ([`threads`]).
+//! Between GPUs it is NCCL ([`nccl`]).
 //! Every implementation passes the same suite (`conformance`).
 
-pub mod exact_sum;
+#[cfg(feature = "cube")]
+pub mod device;
+pub mod nccl;
 pub mod ring;
 pub mod tcp;
 pub mod threads;
@@ -12,6 +15,7 @@ pub mod threads;
 #[cfg(test)]
 mod conformance;
 
+pub use jrs_kernels::exact_sum;
 pub use ring::Ring;
 use std::time::Duration;
 
@@ -35,6 +39,23 @@ pub trait Collective: Send {
     fn gather(&mut self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, Failure>;
     /// `root`'s bytes, on every rank; what others pass is ignored.
     fn broadcast(&mut self, root: usize, bytes: Vec<u8>) -> Result<Vec<u8>, Failure>;
+    /// Ends the group behind its last operation; all ranks call it. Without it, ranks that still wait see this one go.
+    ///
+    /// # Errors
+    /// If the group fails meanwhile; what was done before stays done.
+    fn end(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+    /// [`max`](Self::max) over i32 on a device, in place.
+    #[cfg(feature = "cube")]
+    fn max_on_device(&mut self, values: &device::DeviceValues) -> Result<(), Failure> {
+        values.through_host(|values| self.max(values))
+    }
+    /// [`sum`](Self::sum) over i64 on a device, in place.
+    #[cfg(feature = "cube")]
+    fn sum_on_device(&mut self, values: &device::DeviceValues) -> Result<(), Failure> {
+        values.through_host(|values| self.sum(values))
+    }
 }
 
 /// Why a collective operation ended without a result.
@@ -60,6 +81,9 @@ pub enum Cause {
     Garbled,
     /// This rank was told to stop waiting.
     Aborted,
+    /// This process's own device or library failed or is stuck: it cannot be in another group either. It has to end, and a new
+    /// process may take its place.
+    Unusable,
 }
 
 impl Failure {
@@ -101,5 +125,15 @@ impl Collective for Alone {
 
     fn broadcast(&mut self, _: usize, bytes: Vec<u8>) -> Result<Vec<u8>, Failure> {
         Ok(bytes)
+    }
+
+    #[cfg(feature = "cube")]
+    fn max_on_device(&mut self, _: &device::DeviceValues) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    #[cfg(feature = "cube")]
+    fn sum_on_device(&mut self, _: &device::DeviceValues) -> Result<(), Failure> {
+        Ok(())
     }
 }

@@ -15,6 +15,8 @@ pub trait Link: Send {
     fn send(&mut self, message: Message) -> Result<(), Failure>;
     /// The next message of the rank before.
     fn receive(&mut self, deadline: Instant) -> Result<Message, Failure>;
+    /// A neighbour that is gone, as far as can be told without waiting or taking messages.
+    fn broken(&mut self) -> Option<Failure>;
 }
 
 /// What travels between neighbours. The receiver compares all but the content with what it expects.
@@ -60,6 +62,11 @@ impl<L: Link> Ring<L> {
     pub fn new(rank: usize, size: usize, link: L) -> Self {
         assert!(size > 1 && rank < size, "rank {rank} of {size} is no ring");
         Self { rank, size, link, step: 0, patience: Duration::from_secs(60), sent: 0, received: 0 }
+    }
+
+    /// Its connections.
+    pub(super) fn link_mut(&mut self) -> &mut L {
+        &mut self.link
     }
 
     fn send(&mut self, operation: Operation, content: Vec<u8>) -> Result<(), Failure> {

@@ -40,6 +40,10 @@ impl Link for ChannelLink {
         })
     }
 
+    fn broken(&mut self) -> Option<Failure> {
+        None // a thread that ends is noticed at the next message
+    }
+
     fn receive(&mut self, deadline: Instant) -> Result<Message, Failure> {
         let patience = deadline.saturating_duration_since(Instant::now());
         let suspect = Some((self.rank + self.size - 1) % self.size);

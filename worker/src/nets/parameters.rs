@@ -202,16 +202,19 @@ impl RunningStatistics {
     }
 }
 
-/// One micro-batch's statistics on the host: per block the mean and the unbiased variance, as PyTorch keeps it. `batch` has
-/// one `[2, channels]` tensor per block and the number of values behind each.
-pub fn moments(batch: BatchStatistics) -> Vec<f32> {
-    let mut moments = Vec::new();
+/// One micro-batch's statistics: per block the mean and the unbiased variance, as PyTorch keeps it. `batch` has one `[2, channels]`
+/// tensor per block and the number of values behind each.
+pub fn moments(batch: BatchStatistics) -> Tensor<1> {
+    let mut factors = Vec::new();
+    let mut blocks = Vec::new();
     for (statistics, count) in batch {
-        let block: Vec<f32> = statistics.to_data().try_into_vec().expect("statistics are f32");
-        let (mean, var) = block.split_at(block.len() / 2);
+        let channels = statistics.dims()[1];
         let unbias = count as f32 / (count as f32 - 1.0).max(1.0);
-        moments.extend_from_slice(mean);
-        moments.extend(var.iter().map(|v| v * unbias));
+        factors.extend(std::iter::repeat_n(1.0, channels).chain(std::iter::repeat_n(unbias, channels)));
+        blocks.push(statistics.reshape([2 * channels]));
     }
-    moments
+    let n = factors.len();
+    let blocks = Tensor::cat(blocks, 0);
+    let factors = Tensor::from_data(TensorData::new(factors, [n]), &blocks.device());
+    blocks * factors
 }

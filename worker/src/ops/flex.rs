@@ -1,12 +1,11 @@
 //! The CPU: [`KernelOps`] for Burn's Flex backend on top of `jrs-kernels`.
 
+use super::geometry::{convolution, dims, of_bias, upsampling, warping};
 use super::{ConvSpec, Flex, FloatTensor, KernelOps, NetOps};
 use burn::backend::TensorMetadata;
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
 use jrs_kernels::memory::for_overwriting;
-use jrs_kernels::upsample_concat::UpsampleConcat;
-use jrs_kernels::warp::Warp;
 use jrs_kernels::{Conv3d, Epilogue, leaky_norm};
 use libjrs::network::{BN_EPSILON, LEAKY_SLOPE};
 
@@ -44,13 +43,11 @@ impl KernelOps for Flex {
     }
 
     fn conv3d_bias_gradient(dy: FlexTensor) -> FlexTensor {
-        let [n, c, d, h, w] = dims(&dy);
+        let conv = of_bias(&dy);
         let dy = dy.to_contiguous();
-        let mut dbias = vec![0.0; c];
-        // The bias gradient depends on the output's shape only.
-        let conv = Conv3d { batch: n, c_in: 1, c_out: c, input: [d, h, w], kernel: 1, stride: 1, padding: 0 };
+        let mut dbias = vec![0.0; conv.c_out];
         conv.bias_gradient(values(&dy), &mut dbias);
-        tensor(dbias, vec![c])
+        tensor(dbias, vec![conv.c_out])
     }
 
     fn leaky_statistics(x: FlexTensor) -> FlexTensor {
@@ -197,27 +194,6 @@ fn convolve(
     run(&conv, values(&x), values(&weight), values(&bias), &mut y);
     let [d, h, w] = conv.output();
     tensor(y, vec![conv.batch, conv.c_out, d, h, w])
-}
-
-fn convolution(x: &FlexTensor, weight: &FlexTensor, spec: ConvSpec) -> Conv3d {
-    let [batch, c_in, d, h, w] = dims(x);
-    let [c_out, _, kernel, ..] = dims(weight);
-    Conv3d { batch, c_in, c_out, input: [d, h, w], kernel, stride: spec.stride, padding: spec.padding }
-}
-
-fn upsampling(deep: &FlexTensor, skip: &FlexTensor, crop: usize) -> UpsampleConcat {
-    let [batch, c_up, d, h, w] = dims(deep);
-    UpsampleConcat { batch, c_up, c_skip: dims(skip)[1], low: [d, h, w], crop }
-}
-
-fn warping(source: &FlexTensor, u: &FlexTensor, offset: usize) -> Warp {
-    let [batch, channels, d, h, w] = dims(source);
-    let [_, _, od, oh, ow] = dims(u);
-    Warp { batch, channels, source: [d, h, w], output: [od, oh, ow], offset }
-}
-
-fn dims(t: &FlexTensor) -> [usize; 5] {
-    t.shape().to_vec().try_into().expect("a batch x channel x z x y x x tensor")
 }
 
 /// The values of a contiguous tensor.

@@ -3,15 +3,21 @@
 //! Two traits, because the backward passes are operations too:
 //!
 //! - [`KernelOps`]: forward and gradient kernels on plain tensors, one implementation per backend
-//!   (CPU: `flex`, on top of `jrs-kernels`);
+//!   (CPU: `flex`, on top of `jrs-kernels`; GPU: `cube`, on top of `jrs-cube`);
 //! - [`NetOps`]: what networks call. On a plain backend it is the forward kernel; on `Autodiff` it also records
 //!   the matching gradient kernel (`autodiff`).
 //!
 //! The functions below are the tensor-level API. All tensors are f32, batch x channel x z x y x x.
 
 mod autodiff;
+#[cfg(feature = "cube")]
+mod cube;
 mod flex;
+mod geometry;
+pub mod sums;
 
+#[cfg(feature = "cube")]
+use burn::backend::Cube;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 
@@ -25,7 +31,7 @@ pub struct ConvSpec {
 }
 
 /// Forward and gradient kernels of one backend, without autodiff.
-#[backend_extension(Flex)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait KernelOps: Backend {
     /// Convolution plus bias.
     fn conv3d_forward(
@@ -92,7 +98,7 @@ pub trait KernelOps: Backend {
 }
 
 /// What networks and losses call; differentiable on an autodiff device.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
 pub trait NetOps: Backend {
     /// See [`conv3d`].
     fn conv3d(

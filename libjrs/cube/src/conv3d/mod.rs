@@ -8,6 +8,7 @@
 //! | [`bias_gradient`] | sums over channels |
 
 mod correlate;
+mod weight_gradient;
 
 use cubecl::prelude::*;
 use jrs_kernels::Conv3d;
@@ -119,6 +120,14 @@ pub fn input_gradient(client: &Client, conv: &Conv3d, dy: &Handle, weight: &Hand
         correlation.run(client, input, weight, None, Epilogue::None, &dx);
     }
     dx
+}
+
+/// `dweight`: gradient of the weights, from the input and the gradient `dy` of the output.
+///
+/// # Panics
+/// If a buffer is too short.
+pub fn weight_gradient(client: &Client, conv: &Conv3d, x: &Handle, dy: &Handle) -> Handle {
+    weight_gradient::run(client, conv, x, dy)
 }
 
 /// `dbias`: gradient of the bias, the sum of `dy` per channel.

@@ -12,6 +12,8 @@ pub use rendezvous::{Group, Rendezvous};
 use super::ring::{Link, Message};
 use super::{Cause, Failure};
 use frame::{Credential, read_frame, write_frame};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use std::io::{BufReader, ErrorKind};
 use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::{Sender, channel};
@@ -70,6 +72,8 @@ pub struct TcpLink {
     /// Frames for the next rank, written by a thread, because two neighbours that both write large messages before they
     /// read would wait for each other.
     next: Sender<Message>,
+    /// The connection that they are written to, only to look at.
+    next_stream: TcpStream,
     before: BufReader<TcpStream>,
     abort: Abort,
 }
@@ -87,6 +91,7 @@ impl TcpLink {
             stream.set_write_timeout(Some(STUCK))?;
             abort.watch(stream)?;
         }
+        let next_stream = next.try_clone()?;
         let (sender, frames) = channel::<Message>();
         std::thread::Builder::new().name("collective".into()).spawn(move || {
             let mut next = next;
@@ -98,7 +103,7 @@ impl TcpLink {
                 }
             }
         })?;
-        Ok(Self { neighbours, credential, next: sender, before: BufReader::new(before), abort })
+        Ok(Self { neighbours, credential, next: sender, next_stream, before: BufReader::new(before), abort })
     }
 
     fn failure(&self, cause: Cause, peer: usize, reason: String) -> Failure {
@@ -113,6 +118,14 @@ impl TcpLink {
 impl Link for TcpLink {
     fn transport(&self) -> &'static str {
         "TCP (stand-in for NCCL)"
+    }
+
+    fn broken(&mut self) -> Option<Failure> {
+        let [before, next] = self.neighbours;
+        let peer = [(before, self.before.get_ref()), (next, &self.next_stream)]
+            .into_iter()
+            .find_map(|(peer, stream)| closed(stream).then_some(peer))?;
+        Some(self.failure(Cause::Lost, peer, "it closed the connection".into()))
     }
 
     fn send(&mut self, message: Message) -> Result<(), Failure> {
@@ -133,6 +146,17 @@ impl Link for TcpLink {
             };
             self.failure(cause, self.neighbours[0], reason)
         })
+    }
+}
+
+/// Whether the other end of a connection is gone and all it sent was read.
+fn closed(stream: &TcpStream) -> bool {
+    let mut byte = [0];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    match rustix::net::recv(stream, &mut byte, flags) {
+        Ok((0, _)) => true,
+        Ok(_) | Err(Errno::AGAIN | Errno::INTR) => false,
+        Err(_) => true,
     }
 }
 

@@ -9,11 +9,11 @@
 //! the last bit of the block's largest f32 for M = 1. An ordinary f32 sum loses that bit.
 
 /// Values that share an exponent. Fixed, because the bits of the result depend on it.
-const BLOCK: usize = 1024;
+pub const BLOCK: usize = 1024;
 /// Sums stay below 2^62 in magnitude: one bit for the sign, one to spare.
-const BITS: i32 = 62;
+pub const BITS: i32 = 62;
 /// Biased exponent of infinities and NaN.
-const NOT_FINITE: i32 = 255;
+pub const NOT_FINITE: i32 = 255;
 
 /// Number of blocks of `n` values.
 pub fn blocks(n: usize) -> usize {
@@ -61,8 +61,12 @@ pub fn mean(sums: &[i64], exponents: &[i32], terms: usize) -> Vec<f32> {
 /// Exponent of the unit of a block whose values have a biased exponent of at most `exponent`, so are below
 /// 2^(exponent - 126).
 fn unit(exponent: i32, terms: usize) -> i32 {
-    let headroom = terms.next_power_of_two().ilog2() as i32;
-    exponent - 126 - BITS + headroom
+    exponent - 126 - BITS + headroom(terms)
+}
+
+/// Bits that a sum of so many terms may grow by.
+pub fn headroom(terms: usize) -> i32 {
+    terms.next_power_of_two().ilog2() as i32
 }
 
 /// 2^n, exact on every machine, which `powi` does not promise; n within an f64's normal exponents.
