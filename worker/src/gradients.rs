@@ -125,7 +125,7 @@ mod tests {
 
     /// What ranks get that have the terms of `shares`; rank 0 wishes to stop.
     fn shared(shares: &[Range<usize>], place: Place) -> Vec<(Vec<u32>, bool)> {
-        let device = place.open().unwrap();
+        let device = crate::device::open(place).unwrap();
         let rank = |mut ring: Box<dyn Collective>, mine: Range<usize>| {
             let tensor = |term| Tensor::from_data(TensorData::new(gradient(term), [PARAMETERS]), &device);
             let own: Vec<Tensor<1>> = mine.map(tensor).collect();

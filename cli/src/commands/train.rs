@@ -100,7 +100,7 @@ pub fn train(args: &Args, interrupt: &Interrupt) -> anyhow::Result<Summary> {
     }
     let config = TrainConfig::load(&args.config)?;
     let prepared = Prepared::open(&args.data)?;
-    let device = args.device.open()?;
+    let device = jrs_worker::device::open(args.device)?;
     let store = Arc::new(RunStore::open(&args.out, &args.run)?);
 
     let digest = prepared.digest.clone();

@@ -7,5 +7,5 @@ use jrs_worker::device::Place;
 pub fn device() -> Device {
     let name = std::env::var("JRS_TEST_DEVICE").unwrap_or_else(|_| Place::Cpu.to_string());
     let place: Place = name.parse().expect("JRS_TEST_DEVICE names a device");
-    place.open().expect("the device of JRS_TEST_DEVICE")
+    jrs_worker::device::open(place).expect("the device of JRS_TEST_DEVICE")
 }

@@ -73,7 +73,7 @@ enum End {
 
 impl<'k> Session<'k> {
     pub fn start(options: Options, keeper: &'k mut dyn Keeper) -> Result<Self, Failed> {
-        let device = options.device.open().map_err(Failed::BadConfig)?;
+        let device = crate::device::open(options.device).map_err(Failed::BadConfig)?;
         tracing::info!(device = %options.device, "computing");
         let rendezvous = Rendezvous::listen(options.listen).map_err(|error| {
             Failed::BadConfig(Error::input(
