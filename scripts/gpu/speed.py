@@ -46,10 +46,13 @@ def convolutions(setting):
     slow, figures = [], {}
     for layer in layers:
         key = (layer["layer"], layer["pass"])
-        figures[f"{key[0]}_{key[1]}_ms"] = 1e3 * layer["seconds"]
         if key in best and layer["seconds"] > CONV * best[key]:
             slow.append(f"{key[0]} {key[1]}: {layer['seconds'] / best[key]:.2f}x")
     save(setting, "convolutions", {"ours": layers, "torch": peers})
+    total = {part: 1e3 * sum(layer["seconds"] for layer in layers if layer["pass"] == part)
+             for part in ("forward", "input_gradient", "weight_gradient")}
+    figures |= {f"{part}_ms": value for part, value in total.items()}
+    figures["times_as_fast_as_Burn"] = sum(layer["burn_seconds"] for layer in layers) / sum(layer["seconds"] for layer in layers)
     if slow and not setting.tiny:
         raise Failed(f"more than {CONV} times PyTorch's f32: {', '.join(slow)}", **figures)
     return figures | ({} if peers else {"PyTorch": "not installed"})

@@ -17,11 +17,18 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import pytorch_peer  # noqa: E402
 
-# Channels in and out, and stride, of the 3x3x3 layers in the order of the network, with the share of the input's edge that
-# each works on (1, 2 or 4 times smaller).
-LAYERS = [("x0", 2, 16, 1, 1), ("x1", 16, 16, 1, 1), ("x2", 16, 16, 2, 1), ("x3", 16, 32, 1, 2), ("x4", 32, 32, 1, 2),
-          ("x5", 32, 32, 2, 2), ("x6", 32, 64, 1, 4), ("x7", 64, 64, 1, 4), ("x10", 96, 32, 1, 2), ("x11", 32, 32, 1, 2),
-          ("x14", 48, 16, 1, 1), ("x15", 16, 16, 1, 1)]
+# Channels in and out, and stride, of the 3x3x3 layers in the order of the network.
+LAYERS = [("x0", 2, 16, 1), ("x1", 16, 16, 1), ("x2", 16, 16, 2), ("x3", 16, 32, 1), ("x4", 32, 32, 1), ("x5", 32, 32, 2),
+          ("x6", 32, 64, 1), ("x7", 64, 64, 1), ("x10", 96, 32, 1), ("x11", 32, 32, 1), ("x14", 48, 16, 1), ("x15", 16, 16, 1)]
+
+
+def layers(edge):
+    """Each layer with the edge of its input, for a patch of `edge` voxels."""
+    for name, c_in, c_out, stride in LAYERS:
+        if name in ("x10", "x14"):
+            edge *= 2  # upsampled before it
+        yield name, c_in, c_out, stride, edge
+        edge = (edge - 1) // 2 + 1 if stride == 2 else edge - 2
 
 
 def precisions(device):
@@ -86,8 +93,8 @@ def main():
         for layout in ("eager", "channels_last_3d"):
             about = {"precision": precision, "layout": layout, "version": torch.__version__}
             if args.work == "layers":
-                for name, c_in, c_out, stride, share in LAYERS:
-                    for part, run in passes(c_in, c_out, stride, args.size // share, layout, kind):
+                for name, c_in, c_out, stride, edge in layers(args.size):
+                    for part, run in passes(c_in, c_out, stride, edge, layout, kind):
                         seconds = sorted(timed(run, args.device, repeats))[repeats // 2]
                         print(json.dumps({"layer": name, "pass": part, "seconds": seconds, **about}), flush=True)
                 continue

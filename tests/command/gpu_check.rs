@@ -64,7 +64,8 @@ fn results_are_kept_and_what_is_missing_is_made() {
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     assert!(!state.join("busy.json").exists());
     let summary = fs::read_to_string(state.join("summary.md")).unwrap();
-    for part in ["device `cube-cpu`", "| registration | passed", "| step | failed: jrs bench printed no JSON"] {
+    for part in ["device `cube-cpu`", "| registration | passed", "| step | failed: jrs bench printed no JSON"]
+    {
         assert!(summary.contains(part), "{part} is not in\n{summary}");
     }
     let output = gpu_check(&sound, &state, &["--only", "everything"]);
