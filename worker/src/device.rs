@@ -2,10 +2,10 @@
 
 use crate::collective::{Cause, Failure};
 use burn::tensor::{Device, Tensor};
-use libjrs::engine::{Compute, Precision};
 #[cfg(any(test, not(all(feature = "cuda", feature = "cube-cpu"))))]
 use libjrs::Error;
 use libjrs::Result;
+use libjrs::engine::{Compute, Precision};
 
 /// A device by name, as inference has it; Burn's `Device` is one that is ready for tensors.
 pub use libjrs::engine::Device as Place;
@@ -23,7 +23,9 @@ pub fn open(place: Place) -> Result<Device> {
         #[cfg(feature = "cube-cpu")]
         Place::CubeCpu => Device::cpu(),
         #[cfg(not(all(feature = "cuda", feature = "cube-cpu")))]
-        other => return Err(Error::device(format!("this build cannot train on {other}"), "Choose --device cpu")),
+        other => {
+            return Err(Error::device(format!("this build cannot train on {other}"), "Choose --device cpu"));
+        }
     })
 }
 

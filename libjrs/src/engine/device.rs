@@ -53,6 +53,16 @@ impl Precision {
     }
 }
 
+impl Device {
+    /// The number of the GPU, if it is one.
+    pub fn gpu(self) -> Option<usize> {
+        match self {
+            Self::Cuda(number) => Some(number),
+            Self::Cpu | Self::CubeCpu => None,
+        }
+    }
+}
+
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -2,6 +2,7 @@
 //!
 //! `scripts/bench` runs these beside PyTorch, SimpleITK and elastix; `BENCHMARKS.md` has the results.
 
+mod layers;
 mod network;
 mod precision;
 mod sampling;
@@ -11,7 +12,8 @@ mod training;
 use super::ComputeArgs;
 use jrs_telemetry::memory::peak_rss_mb;
 use jrs_worker::config::System;
-use libjrs::engine::Compute;
+use jrs_worker::device::{self, Place};
+use libjrs::engine::Precision;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -74,6 +76,12 @@ enum Work {
         #[arg(long, default_value_t = 5, value_name = "N")]
         critic_steps: u64,
     },
+    /// Each convolution of the generator by itself, forward and both gradients, beside the tensor framework's own.
+    Layers {
+        /// Edge of the patch in voxels.
+        #[arg(long, default_value_t = 96)]
+        size: usize,
+    },
     /// MSD and HD95 of five organs.
     Surfaces {
         /// Edge of the label maps in voxels.
@@ -126,9 +134,17 @@ struct Bench<'a> {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let compute = args.compute.checked()?;
-    if compute != Compute::default() && !matches!(args.work, Work::Generator { .. } | Work::Volume { .. }) {
-        let fix = "leave --device and --precision out; they are for `generator` and `volume`";
-        return Err(libjrs::Error::input("this work runs on the CPU in f32", fix).into());
+    let runs_network = matches!(args.work, Work::Generator { .. } | Work::Volume { .. });
+    if compute.precision != Precision::F32 && !runs_network {
+        let fix = "leave --precision out; it is for `generator` and `volume`";
+        return Err(libjrs::Error::input("this work has no other precision than f32", fix).into());
+    }
+    if compute.device != Place::Cpu
+        && !runs_network
+        && !matches!(args.work, Work::Step { .. } | Work::Layers { .. })
+    {
+        let fix = "leave --device out; it is for `generator`, `volume`, `step` and `layers`";
+        return Err(libjrs::Error::input("this work runs on the CPU", fix).into());
     }
     if args.repeats == 0 {
         return Err(libjrs::Error::input("--repeats is 0", "measure at least once").into());
@@ -136,8 +152,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Work::Precision { model, fixed, moving } = &args.work {
         return precision::compare(model, fixed, moving, args.json);
     }
+    if let Work::Layers { size } = args.work {
+        return print_layers(&layers::layers(size, args.repeats, &device::open(compute.device)?)?, args.json);
+    }
     let mut bench = match &args.work {
-        Work::Precision { .. } => unreachable!("returned above"),
+        Work::Precision { .. } | Work::Layers { .. } => unreachable!("returned above"),
         Work::Generator { size } => network::generator(*size, compute)?,
         Work::Volume { size, memory } => network::volume(*size, *memory, compute)?,
         Work::Step { system, size, critic_steps } => {
@@ -147,7 +166,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                     "Choose Reg-CNN, JRS-CNN, Reg-GAN, JRS-GANa or JRS-GANb",
                 )
             })?;
-            training::step(system, *size, *critic_steps)?
+            training::step(system, *size, *critic_steps, &device::open(compute.device)?)?
         }
         Work::Surfaces { size } => surfaces::scores(*size),
         Work::Distance { size } => surfaces::distance(*size),
@@ -182,6 +201,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         if let Some(peak) = measured.peak_rss_mb {
             println!("peak memory {peak:.0} MB");
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_layers(layers: &[layers::Timed], json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        println!("{}", serde_json::json!({ "layers": layers }));
+    } else {
+        layers.iter().for_each(|timed| println!("{timed}"));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,12 +10,17 @@ use jrs_worker::step::{Group, Share};
 
 /// Critic updates, then one of the generator, on one pair of patches of `size` voxels in both directions; the
 /// paper's losses and RMSProp.
-pub fn step(system: System, size: usize, critic_steps: u64) -> libjrs::Result<Bench<'static>> {
+pub fn step(
+    system: System,
+    size: usize,
+    critic_steps: u64,
+    device: &Device,
+) -> libjrs::Result<Bench<'static>> {
     let text = format!("system = \"{}\"\nsampling.patch = {size}\nsampling.batch = 1", system.name());
     let config = TrainConfig::parse(&text)
         .map_err(|problem| libjrs::Error::input(problem, "Choose a larger --size"))?;
     let critic_steps = system.critic_channels().map_or(0, |_| critic_steps);
-    let mut gan = Gan::new(&config, &[1, 2, 3, 4, 5], 1.0, &Device::flex());
+    let mut gan = Gan::new(&config, &[1, 2, 3, 4, 5], 1.0, device);
     let patches = [patch(size)];
     let critic = if critic_steps > 0 { format!(", {critic_steps} critic updates") } else { String::new() };
     Ok(Bench {
