@@ -7,7 +7,6 @@ pub mod batch;
 pub mod cluster;
 pub mod collective;
 pub mod config;
-pub mod contours;
 mod feed;
 pub mod gan;
 pub mod losses;
@@ -16,6 +15,7 @@ pub mod ops;
 pub mod optimizer;
 pub mod state;
 pub mod step;
-pub mod theta;
 pub mod trainer;
 pub mod validation;
+
+pub use jrs_data::{contours, theta};
