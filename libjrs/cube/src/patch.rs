@@ -589,7 +589,7 @@ fn intensities(
         if i < voxels {
             let mut value = from[i];
             if comptime!(power) {
-                value = clamp((value + 1.0f32) / 2.0f32, 0.0f32, 1.0f32).powf(gamma) * 2.0f32 - 1.0f32;
+                value = power_of(clamp((value + 1.0f32) / 2.0f32, 0.0f32, 1.0f32), gamma) * 2.0f32 - 1.0f32;
             }
             if comptime!(noisy) {
                 value += noise[i];
@@ -597,6 +597,34 @@ fn intensities(
             to[at + i] = value;
         }
     }
+}
+
+/// x^p for x from 0 to 1 and p from 0.5 to 2, to less than the last bit of f32. Without `powf`: for a GPU, CubeCL takes that from
+/// a library of the CUDA toolkit, which need not be installed.
+#[cube]
+fn power_of(x: f32, p: f32) -> f32 {
+    let bits = u32::reinterpret(x);
+    // x = 2^e * m with m from 1 to 2.
+    let e = f64::cast_from(bits >> 23u32) - 127.0f64;
+    let m = f64::cast_from(f32::reinterpret((bits & 0x007f_ffffu32) | 0x3f80_0000u32));
+    // ln m = 2 artanh t, with m brought around 1.
+    let large = m > std::f64::consts::SQRT_2;
+    let m = select(large, m / 2.0f64, m);
+    let e = select(large, e + 1.0f64, e);
+    let t = (m - 1.0f64) / (m + 1.0f64);
+    let s = t * t;
+    let series = 1.0f64
+        + s * (1.0f64 / 3.0f64 + s * (0.2f64 + s * (1.0f64 / 7.0f64 + s * (1.0f64 / 9.0f64 + s / 11.0f64))));
+    let y = f64::cast_from(p) * (e + 2.0f64 * t * series * std::f64::consts::LOG2_E);
+    // 2^y = 2^n * exp(r); y is not positive, so n is below it.
+    let n = i32::cast_from(y) - 1;
+    let r = (y - f64::cast_from(n)) * std::f64::consts::LN_2;
+    let mut exp = 1.0f64;
+    for k in 0..12u32 {
+        exp = 1.0f64 + exp * r / f64::cast_from(12u32 - k);
+    }
+    let scale = f64::reinterpret(u64::cast_from(n + 1023) << 52u64);
+    select(bits < 0x0080_0000u32, 0.0f32, f32::cast_from(scale * exp))
 }
 
 #[cube(launch_unchecked)]

@@ -29,7 +29,7 @@ fn every_kernel_assembles_for_sm_90() {
         let file = folder.join(format!("{i}.ptx"));
         std::fs::write(&file, ptx).unwrap();
         let run =
-            Command::new(ptxas).args(["-v", "-arch=sm_90", "-o", "/dev/null"]).arg(&file).output().unwrap();
+            Command::new(ptxas).args(["-v", "-arch=sm_90a", "-o", "/dev/null"]).arg(&file).output().unwrap();
         let text = String::from_utf8_lossy(&run.stderr);
         if !run.status.success() {
             failures.push(format!("{}: {text}", kernel.name));
