@@ -4,6 +4,7 @@
 //! that cargo builds the binary first.
 
 mod bad_input;
+mod gpu_check;
 mod real_ct;
 mod register;
 mod support;

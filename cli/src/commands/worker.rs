@@ -9,7 +9,8 @@ use bytes::Bytes;
 use jrs_coordinator::{BackgroundSaver, Manifest, Retention, RunStore};
 use jrs_protocol::client::ClientOptions;
 use jrs_telemetry::interrupt::Interrupt;
-use jrs_worker::cluster::{self, FAULT_VARIABLE, Fault, Keeper, Options, Saved};
+use jrs_worker::cluster::{self, BAD_CONFIG, FAULT_VARIABLE, Failed, Fault, Keeper, Options, Saved};
+use jrs_worker::collective::{Choice, Wanted};
 use jrs_worker::config::TrainConfig;
 use jrs_worker::device::Place;
 use jrs_worker::state::Cursor;
@@ -21,7 +22,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Arguments of `jrs worker`.
 #[derive(clap::Args)]
@@ -47,6 +48,9 @@ pub struct Args {
     /// Where other workers reach this one's collective; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:0")]
     listen: SocketAddr,
+    /// What carries gradients between workers: NCCL works between GPUs; auto takes it where all workers have it.
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    collective: Kind,
     /// Host, or host:port, that other workers are told, if not this machine's address towards the coordinator.
     #[arg(long, value_name = "HOST")]
     advertise: Option<String>,
@@ -57,6 +61,27 @@ pub struct Args {
     security: Security,
 }
 
+/// What carries gradients between workers.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Kind {
+    Auto,
+    Tcp,
+    Nccl,
+}
+
+impl From<Kind> for Wanted {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Auto => Self::Auto,
+            Kind::Tcp => Self::Tcp,
+            Kind::Nccl => Self::Nccl,
+        }
+    }
+}
+
+/// How long a process whose device is stuck may take to end by itself.
+const ENDING: Duration = Duration::from_secs(10);
+
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let faults = match std::env::var(FAULT_VARIABLE) {
@@ -64,6 +89,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Err(_) => Vec::new(),
     };
     let (token, tls) = (args.security.token()?, args.security.tls());
+    let collective = match Choice::new(args.collective.into(), None) {
+        Ok(collective) => collective,
+        Err(fault) => {
+            let error = Error::input(
+                format!("--collective nccl cannot be used: {fault}"),
+                "Take --collective auto, or a GPU with NCCL",
+            );
+            return Ok(failure::report_as(&error.into(), BAD_CONFIG));
+        }
+    };
     let options = Options {
         coordinator: ClientOptions { url: args.coordinator, token, tls },
         run: args.run,
@@ -71,6 +106,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         open_data: Box::new(move |place| args.copies.open(place)),
         device: args.device,
         listen: args.listen,
+        collective,
         advertise: args.advertise,
         faults,
         interrupt: Interrupt::install()?,
@@ -81,9 +117,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Err(failed) => {
             let code = failed.code();
             tracing::error!(error = %failed, code, "this worker cannot go on");
+            if matches!(failed, Failed::Stuck(_)) {
+                end_for_sure();
+            }
             Ok(failure::report_as(&failed.into(), code))
         }
     }
+}
+
+/// Ends the process even if the libraries of its stuck device do not let it: they run code when a process ends.
+fn end_for_sure() {
+    std::thread::spawn(|| {
+        std::thread::sleep(ENDING);
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    });
 }
 
 /// Keeps a run in its store, and its tables in a folder.

@@ -75,6 +75,7 @@ fn check_heartbeat(heartbeat: &Heartbeat) -> Result<(), String> {
     positive("phase_seconds", heartbeat.phase_seconds)?;
     positive("samples_per_second", heartbeat.samples_per_second)?;
     positive("compute_seconds", heartbeat.compute_seconds)?;
+    short("collective", &heartbeat.collective, NAME)?;
     positive("data_wait_share", heartbeat.data_wait_share)
 }
 
@@ -138,6 +139,10 @@ mod tests {
             (refusal(Body::Stopped(Stopped { state_digest: vec![1; 33], leaving: false })), "digest"),
             (refusal(Body::Heartbeat(Heartbeat { phase_seconds: f64::NAN, ..Heartbeat::default() })), "NaN"),
             (refusal(Body::Heartbeat(Heartbeat { data_wait_share: -1.0, ..Heartbeat::default() })), "-1"),
+            (
+                refusal(Body::Heartbeat(Heartbeat { collective: "x".repeat(301), ..Heartbeat::default() })),
+                "301",
+            ),
             (
                 refusal(Body::Committed(Committed {
                     values: vec![Value::default(); 65],

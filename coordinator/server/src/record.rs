@@ -39,6 +39,7 @@ pub(crate) struct Reported {
     pub(crate) phase: &'static str,
     pub(crate) samples_per_second: f64,
     pub(crate) data_wait_share: f64,
+    pub(crate) collective: String,
 }
 
 /// Loss curves, thinned out when they grow long.
@@ -168,6 +169,7 @@ impl Record {
         known.phase = phase_name(heartbeat.phase());
         known.samples_per_second = heartbeat.samples_per_second;
         known.data_wait_share = heartbeat.data_wait_share;
+        known.collective.clone_from(&heartbeat.collective);
     }
 }
 

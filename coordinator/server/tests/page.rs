@@ -41,6 +41,7 @@ fn the_page_shows_the_run() {
         "stepping",
         "generator",
         "2 workers are ready",
+        "NCCL",
         "best so far",
     ] {
         assert!(dom.contains(word), "the page does not show {word}");
@@ -61,6 +62,7 @@ fn train(first: &Worker, second: &Worker) {
             samples_per_second: 12.5,
             compute_seconds: 0.3,
             data_wait_share: 0.004,
+            collective: "NCCL".into(),
         };
         worker.send(0, Body::Heartbeat(heartbeat));
     }

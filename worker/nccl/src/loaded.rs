@@ -209,7 +209,7 @@ impl Communicator for Rank {
         client: &cubecl::client::Client,
         handle: &cubecl::server::Handle,
     ) -> Result<Memory, Fault> {
-        use cubecl::prelude::Runtime;
+        use cubecl_runtime::runtime::Runtime;
         let failed = |problem: String| Fault::new(FaultKind::Device, problem);
         cubecl::future::block_on(client.sync()).map_err(|error| failed(error.to_string()))?;
         let resource = client

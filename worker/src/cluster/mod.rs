@@ -17,6 +17,7 @@ mod sync;
 
 pub use fault::{FAULT_VARIABLE, Fault};
 
+use crate::collective::Choice;
 use crate::device::Place;
 use crate::state::Cursor;
 use crate::trainer::{IterationReport, ValidationReport};
@@ -44,6 +45,8 @@ pub struct Options {
     pub device: Place,
     /// Where the collective listens.
     pub listen: SocketAddr,
+    /// What carries gradients between workers.
+    pub collective: Choice,
     /// What other workers are told to connect to, if not this machine's address towards the coordinator.
     pub advertise: Option<String>,
     /// Failures to inject, for tests.
@@ -85,6 +88,9 @@ pub enum Failed {
     /// Trying again may help: exit code 75.
     #[error(transparent)]
     Retry(Error),
+    /// Its device or its NCCL is stuck: exit code 75, however the process can be made to end. Another process may take its place.
+    #[error(transparent)]
+    Stuck(Error),
     /// Trying again will not help: exit code 78.
     #[error(transparent)]
     BadConfig(Error),
@@ -94,7 +100,7 @@ impl Failed {
     /// The exit code.
     pub fn code(&self) -> u8 {
         match self {
-            Self::Retry(_) => RETRY,
+            Self::Retry(_) | Self::Stuck(_) => RETRY,
             Self::BadConfig(_) => BAD_CONFIG,
         }
     }

@@ -82,7 +82,7 @@ impl<'k> Session<'k> {
             ))
         })?;
         let address = advertised(&options, rendezvous.address())?;
-        tracing::info!(address, "listening for other workers");
+        tracing::info!(address, collective = options.collective.describe(), "listening for other workers");
         let shared = Shared::new(address, options.run.clone().unwrap_or_default());
         let (coordinator, hello) = (options.coordinator.clone(), shared.clone());
         let attach = move || {
@@ -208,14 +208,29 @@ impl<'k> Session<'k> {
         let _span = tracing::info_span!("generation", run, generation = number, rank).entered();
         let abort = self.shared.lock().begin(number, rank);
         tracing::info!(size = generation.members.len(), reason = generation.reason, "generation begins");
-        let result = self
-            .connect(generation, rank, &abort)
-            .map_err(StepError::from)
-            .and_then(|mut collective| self.steps(generation, rank, collective.as_mut()));
+        let result =
+            self.connect(generation, rank, &abort).map_err(StepError::from).and_then(|mut collective| {
+                let end = self.steps(generation, rank, collective.as_mut())?;
+                match collective.end() {
+                    Err(failure) if failure.cause == Cause::Unusable => return Err(failure.into()),
+                    // All steps are made; the group is of no more use anyway.
+                    Err(failure) => tracing::warn!(%failure, "the group did not end in peace"),
+                    Ok(()) => {}
+                }
+                Ok(end)
+            });
         match result {
             Ok(End::Next) => self.stopped(),
             Ok(End::Run(outcome)) => return Ok(End::Run(outcome)),
-            Err(StepError::Group(failure)) => self.lost(generation, &failure),
+            Err(StepError::Group(failure)) => {
+                self.lost(generation, &failure);
+                if failure.cause == Cause::Unusable {
+                    return Err(Failed::Stuck(Error::input(
+                        failure.to_string(),
+                        "Nothing is lost: the others go on, and a new process can take this one's place",
+                    )));
+                }
+            }
             Err(StepError::Run(error @ Error::Io { .. })) => return Err(Failed::Retry(error)),
             Err(StepError::Run(error)) => return Err(Failed::BadConfig(error)),
         }
@@ -230,6 +245,7 @@ impl<'k> Session<'k> {
     ) -> Result<Box<dyn Collective>, Failure> {
         self.shared.enter(Phase::Connect);
         if generation.members.len() == 1 {
+            self.shared.lock().transport = Alone.transport();
             return Ok(Box::new(Alone));
         }
         let members = Members {
@@ -240,8 +256,11 @@ impl<'k> Session<'k> {
             addresses: generation.members.iter().map(|member| member.address.clone()).collect(),
         };
         let ring = self.rendezvous.join(&members, Instant::now() + CONNECT, abort)?;
-        let collective: Box<dyn Collective> = Box::new(ring);
-        tracing::info!(transport = collective.transport(), "collective connected");
+        let credential = u64::from_le_bytes(members.credential());
+        let collective = self.options.collective.connect(ring, credential, abort)?;
+        let transport = collective.transport();
+        self.shared.lock().transport = transport;
+        tracing::info!(transport, "collective connected");
         Ok(collective)
     }
 

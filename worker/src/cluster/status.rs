@@ -33,6 +33,8 @@ pub(super) struct Status {
     pub samples_per_second: f64,
     pub compute_seconds: f64,
     pub data_wait_share: f64,
+    /// What carries the collective of the generation.
+    pub transport: &'static str,
     forward_since: Option<Instant>,
     /// Breaks off the collective of the generation.
     pub abort: Abort,
@@ -58,6 +60,7 @@ impl Shared {
             samples_per_second: 0.0,
             compute_seconds: 0.0,
             data_wait_share: 0.0,
+            transport: "",
             forward_since: None,
             abort: Abort::default(),
             ending: 0,
@@ -106,6 +109,7 @@ impl Shared {
             samples_per_second: status.samples_per_second,
             compute_seconds: status.compute_seconds,
             data_wait_share: status.data_wait_share,
+            collective: status.transport.into(),
         };
         status.message(Body::Heartbeat(heartbeat))
     }

@@ -6,7 +6,7 @@
 use super::{Cause, Failure};
 use bytemuck::Pod;
 use cubecl::client::Client;
-use cubecl::prelude::Bytes;
+use cubecl::bytes::Bytes;
 use cubecl::server::Handle;
 
 /// `len` numbers on a device, one after the other without gaps. Clones are the same memory.

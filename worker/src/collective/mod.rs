@@ -5,6 +5,7 @@
 //! Between GPUs it is NCCL ([`nccl`]).
 //! Every implementation passes the same suite (`conformance`).
 
+mod choice;
 #[cfg(feature = "cube")]
 pub mod device;
 pub mod nccl;
@@ -15,7 +16,9 @@ pub mod threads;
 #[cfg(test)]
 mod conformance;
 
+pub use choice::Choice;
 pub use jrs_kernels::exact_sum;
+pub use nccl::Wanted;
 pub use ring::Ring;
 use std::time::Duration;
 

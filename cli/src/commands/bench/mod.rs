@@ -2,6 +2,7 @@
 //!
 //! `scripts/bench` runs these beside PyTorch, SimpleITK and elastix; `BENCHMARKS.md` has the results.
 
+mod layers;
 mod network;
 mod precision;
 mod sampling;
@@ -9,6 +10,7 @@ mod surfaces;
 mod training;
 
 use super::Precision;
+use burn::tensor::Device;
 use jrs_telemetry::memory::peak_rss_mb;
 use jrs_worker::config::System;
 use std::path::PathBuf;
@@ -74,6 +76,12 @@ enum Work {
         #[arg(long, default_value_t = 5, value_name = "N")]
         critic_steps: u64,
     },
+    /// Each convolution of the generator by itself, forward and both gradients, beside the tensor framework's own.
+    Layers {
+        /// Edge of the patch in voxels.
+        #[arg(long, default_value_t = 96)]
+        size: usize,
+    },
     /// MSD and HD95 of five organs.
     Surfaces {
         /// Edge of the label maps in voxels.
@@ -136,8 +144,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Work::Precision { model, fixed, moving } = &args.work {
         return precision::compare(model, fixed, moving, args.json);
     }
+    if let Work::Layers { size } = args.work {
+        return print_layers(&layers::layers(size, args.repeats, &Device::flex())?, args.json);
+    }
     let mut bench = match &args.work {
-        Work::Precision { .. } => unreachable!("returned above"),
+        Work::Precision { .. } | Work::Layers { .. } => unreachable!("returned above"),
         Work::Generator { size } => network::generator(*size, args.precision)?,
         Work::Volume { size, memory } => network::volume(*size, *memory, args.precision)?,
         Work::Step { system, size, critic_steps } => {
@@ -182,6 +193,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         if let Some(peak) = measured.peak_rss_mb {
             println!("peak memory {peak:.0} MB");
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_layers(layers: &[layers::Timed], json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        println!("{}", serde_json::json!({ "layers": layers }));
+    } else {
+        layers.iter().for_each(|timed| println!("{timed}"));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -27,17 +27,6 @@ pub enum Wanted {
     Auto,
 }
 
-impl Wanted {
-    /// As options name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Nccl => "nccl",
-            Self::Auto => "auto",
-        }
-    }
-}
-
 /// What a rank brings to the agreement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {

@@ -185,7 +185,7 @@ impl Memory {
             Self::Cube(client, handle) => {
                 let mut all = client.read_one(handle.clone()).unwrap().to_vec();
                 all[at..at + bytes.len()].copy_from_slice(bytes);
-                client.write(handle, cubecl::prelude::Bytes::from_bytes_vec(all));
+                client.write(handle, cubecl::bytes::Bytes::from_bytes_vec(all));
             }
         }
     }

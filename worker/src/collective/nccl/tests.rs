@@ -3,8 +3,8 @@
 use super::simulated::{Flaws, Simulated, World};
 use super::{Agreement, Nccl, Offer, Settings, Wanted, agree, form};
 use crate::collective::conformance::rings;
-use crate::collective::tcp::Abort;
-use crate::collective::{Cause, Collective, Failure, threads};
+use crate::collective::tcp::{Abort, Group, Rendezvous};
+use crate::collective::{Cause, Choice, Collective, Failure, threads};
 use jrs_nccl::FaultKind;
 use std::time::{Duration, Instant};
 
@@ -283,6 +283,80 @@ fn ranks_that_do_not_belong_together_refuse_each_other() {
         operations.iter().all(|o| o.as_ref().is_err_and(|f| f.cause == Cause::Garbled)),
         "{operations:?}"
     );
+}
+
+/// What a worker's session does: one choice, one address, generation after generation.
+#[test]
+fn generations_follow_each_other_after_losses_and_planned_ends() {
+    let world = World::default();
+    let listeners: Vec<_> = (0..3).map(|_| Rendezvous::listen("127.0.0.1:0").unwrap()).collect();
+    let choice = |flaws| Choice::with(Wanted::Nccl, || world.library(flaws).load()).unwrap();
+    let work = |worker: usize, generation: u64, members: &[usize], choice: &Choice| {
+        let abort = Abort::default();
+        let group = Group {
+            run: "test".into(),
+            generation,
+            key: b"key".to_vec(),
+            rank: members.iter().position(|member| *member == worker).unwrap(),
+            addresses: members.iter().map(|member| listeners[*member].address().to_string()).collect(),
+        };
+        let ring = listeners[worker].join(&group, Instant::now() + LONG, &abort)?;
+        let credential = u64::from_le_bytes(group.credential());
+        let mut collective = choice.connect(ring, credential, &abort)?;
+        assert_eq!(collective.transport(), "NCCL");
+        for step in 0..5 {
+            collective.begin(step, LONG);
+            let mut sum = [worker as i64];
+            collective.sum(&mut sum)?;
+            assert_eq!(sum[0] as usize, members.iter().sum::<usize>(), "generation {generation}");
+        }
+        collective.end()
+    };
+    let ends = |results: Vec<Result<(), Failure>>| results.into_iter().map(|r| r.err().map(|f| f.cause));
+    let generation = |number: u64, members: &[usize], choices: &[Choice]| -> Vec<_> {
+        let results = std::thread::scope(|scope| {
+            let working: Vec<_> = members
+                .iter()
+                .map(|&worker| scope.spawn(move || work(worker, number, members, &choices[worker])))
+                .collect();
+            working.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        ends(results).collect()
+    };
+    let broken = Flaws { fails_after: Some((FORMING + 4, FaultKind::Device)), ..SOUND };
+    let mut choices = [choice(SOUND), choice(broken), choice(SOUND)];
+    let first = generation(1, &[0, 1, 2], &choices);
+    assert_eq!(first, [Some(Cause::Lost), Some(Cause::Unusable), Some(Cause::Lost)]);
+    // The others go on, another process takes its place, and ranks change.
+    assert_eq!(generation(2, &[2, 0], &choices), [None, None]);
+    choices[1] = choice(SOUND);
+    assert_eq!(generation(3, &[1, 2, 0], &choices), [None, None, None]);
+    assert_eq!(world.freed(), (5, 3));
+}
+
+#[test]
+fn nccl_is_not_replaced_where_nothing_else_is_allowed() {
+    let missing = || World::default().library(Flaws { missing: true, ..SOUND }).load();
+    let fault = Choice::with(Wanted::Nccl, missing).err().expect("there is none");
+    assert!(fault.to_string().contains("not found"), "{fault}");
+    assert!(Choice::with(Wanted::Auto, missing).unwrap().describe().contains("TCP (NCCL was not found)"));
+    // On the CPU there is nothing for NCCL to work between.
+    assert!(Choice::new(Wanted::Nccl, None).is_err());
+    assert!(Choice::new(Wanted::Auto, None).unwrap().describe().contains("trains on the CPU"));
+    // One rank without it: all use TCP.
+    let without = Choice::default();
+    let with = Choice::with(Wanted::Auto, || World::default().library(SOUND).load()).unwrap();
+    let transports: Vec<_> = std::thread::scope(|scope| {
+        let joining: Vec<_> = rings(2)
+            .into_iter()
+            .zip([with, without])
+            .map(|((ring, abort), choice)| {
+                scope.spawn(move || choice.connect(ring, 1, &abort).map(|c| c.transport()))
+            })
+            .collect();
+        joining.into_iter().map(|thread| thread.join().unwrap().unwrap()).collect()
+    });
+    assert!(transports.iter().all(|transport| transport.starts_with("TCP")), "{transports:?}");
 }
 
 #[test]

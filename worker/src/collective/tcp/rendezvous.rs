@@ -176,7 +176,7 @@ impl Group {
     }
 
     /// What stands for (run, generation, key) in messages, where only those who know it see them.
-    pub(in crate::collective) fn credential(&self) -> Credential {
+    pub(crate) fn credential(&self) -> Credential {
         // Not the proof's own bytes: frames need not show what greetings prove.
         let hash = Sha256::digest(self.proof());
         hash[..8].try_into().expect("a digest has 32 bytes")
