@@ -7,7 +7,6 @@ pub mod batch;
 pub mod cluster;
 pub mod collective;
 pub mod config;
-pub mod contours;
 pub mod device;
 mod feed;
 pub mod gan;
@@ -18,6 +17,7 @@ pub mod ops;
 pub mod optimizer;
 pub mod state;
 pub mod step;
-pub mod theta;
 pub mod trainer;
 pub mod validation;
+
+pub use jrs_data::{contours, theta};

@@ -10,7 +10,7 @@
 
 use cubecl::prelude::*;
 
-use crate::launch::{Span, grid, values};
+use crate::launch::{Span, grid, values, width};
 use crate::{Client, Handle, buffer};
 
 /// What is added up, for a value x of channel c and a = leaky(x).
@@ -50,7 +50,7 @@ pub(crate) fn channel_sums(
     spatial: usize,
     slope: f32,
 ) -> PartialSums {
-    let span = Span::sums(client);
+    let span = Span::sums(width(client));
     let pieces = span.cubes(spatial);
     let cubes = batch * channels * pieces;
     let parts = buffer::for_overwriting::<f64>(client, 2 * cubes);
@@ -190,4 +190,21 @@ fn add_units(sum: f64, other: f64, #[comptime] units: usize) -> (f64, f64) {
         }
     }
     (first, second)
+}
+
+/// The kernels, as a GPU gets them.
+#[cfg(feature = "ptx")]
+pub(crate) fn offline(kernels: &mut crate::ptx::Offline) {
+    use crate::launch::Width;
+    use crate::ptx::buffer;
+    let span = Span::sums(Width::Gpu);
+    for terms in [Terms::Values, Terms::Moments, Terms::Gradient] {
+        kernels.add(format!("sums of {terms:?}"), span.units, |s, d, t| {
+            let b = buffer;
+            partial_sums::PartialSums::new(s, d, t, b(), b(), b(), b(), (), (), (), terms, span)
+        });
+    }
+    kernels.add("sums of Values, total", span.units, |s, d, t| {
+        first_sums::FirstSums::new(s, d, t, buffer(), buffer(), (), (), span)
+    });
 }

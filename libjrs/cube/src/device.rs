@@ -94,8 +94,8 @@ pub fn memory_in_use(client: &Client) -> (u64, u64) {
 }
 
 /// Fixes CubeCL's settings for this process, unless something set them before: nothing is read from the current folder,
-/// nothing is kept on disk.
-fn configure() {
+/// nothing is kept on disk. [`open`] does it; who reaches CubeCL in another way (Burn) calls it first.
+pub fn configure() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let mut config = CubeClRuntimeConfig::default();
@@ -108,6 +108,23 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()))
         .unwrap_or_else(|| "no reason given".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Machines without a GPU are told so; on others there are not a thousand.
+    #[test]
+    fn a_gpu_that_is_not_there_is_an_error() {
+        let error = probe(Device::Cuda(1000)).unwrap_err();
+        let expected = matches!(
+            error,
+            Error::NotBuilt { .. } | Error::NoDriver(_) | Error::NoDevice { number: 1000, .. }
+        );
+        assert!(expected, "{error}");
+        assert_eq!(open(Device::Cuda(1000)).err(), Some(error));
+    }
 }
 
 #[cfg(feature = "cuda")]

@@ -4,7 +4,7 @@
 use cubecl::prelude::*;
 use jrs_kernels::exact_sum::{BITS, BLOCK, NOT_FINITE, blocks, headroom};
 
-use crate::launch::{Span, grid, is_gpu, values};
+use crate::launch::{Span, Width, grid, values, width};
 use crate::{Client, Handle, buffer};
 
 /// Raises `exponents` (i32, one for each block, from 0) to what the `n` values need.
@@ -12,7 +12,7 @@ use crate::{Client, Handle, buffer};
 /// # Panics
 /// If a buffer is too short.
 pub fn raise_exponents(client: &Client, exponents: &Handle, of: &Handle, n: usize) {
-    let units = if is_gpu(client) { 256 } else { 1 };
+    let units = units_of_a_block(width(client));
     // SAFETY: a cube for each block, which ends with the values.
     unsafe {
         raise::launch_unchecked(
@@ -39,7 +39,7 @@ pub fn add(
     exponents: &Handle,
     terms: usize,
 ) {
-    let span = Span::free(client);
+    let span = Span::free(width(client));
     // SAFETY: a unit without a value ends.
     unsafe {
         add_scaled::launch_unchecked(
@@ -61,7 +61,7 @@ pub fn add(
 /// If a buffer is too short.
 pub fn mean(client: &Client, sums: &Handle, n: usize, exponents: &Handle, terms: usize) -> Handle {
     let mean = buffer::for_overwriting::<f32>(client, n);
-    let span = Span::free(client);
+    let span = Span::free(width(client));
     // SAFETY: a unit without a value ends.
     unsafe {
         divide::launch_unchecked(
@@ -77,6 +77,14 @@ pub fn mean(client: &Client, sums: &Handle, n: usize, exponents: &Handle, terms:
         );
     }
     mean
+}
+
+fn units_of_a_block(width: Width) -> usize {
+    match width {
+        Width::Gpu => 256,
+        Width::Few => 4,
+        Width::One => 1,
+    }
 }
 
 #[cube(launch_unchecked)]
@@ -166,4 +174,18 @@ fn divide(
             mean[at] = select(exponent == NOT_FINITE, nan, value);
         }
     }
+}
+
+/// The kernels, as a GPU gets them.
+#[cfg(feature = "ptx")]
+pub(crate) fn offline(kernels: &mut crate::ptx::Offline) {
+    use crate::ptx::buffer;
+    let span = Span::free(Width::Gpu);
+    kernels.add("exact_sum exponents", 256, |s, d, t| raise::Raise::new(s, d, t, buffer(), buffer(), 256));
+    kernels.add("exact_sum add", span.units, |s, d, t| {
+        add_scaled::AddScaled::new(s, d, t, buffer(), buffer(), buffer(), (), span)
+    });
+    kernels.add("exact_sum mean", span.units, |s, d, t| {
+        divide::Divide::new(s, d, t, buffer(), buffer(), buffer(), (), (), span)
+    });
 }

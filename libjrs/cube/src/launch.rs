@@ -14,18 +14,33 @@ use crate::{Client, Handle};
 /// Units of a cube on a GPU, for kernels with one value after another.
 const WIDE: usize = 256;
 
-/// Cut kernels as for a GPU, whatever the device is.
-static WIDE_ANYWHERE: AtomicBool = AtomicBool::new(false);
-
-/// Makes this process cut kernels as for a GPU also on CubeCL's CPU runtime, which then needs a thread for each unit: far too
-/// slow for work, but it checks that the units of a GPU's cubes do their parts.
-pub fn cut_as_for_a_gpu() {
-    WIDE_ANYWHERE.store(true, Ordering::Relaxed);
+/// How many units cubes have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Width {
+    /// Those of a GPU.
+    Gpu,
+    /// A few: slow, but what a GPU does in small.
+    Few,
+    /// One.
+    One,
 }
 
-/// The device is a GPU.
-pub(crate) fn is_gpu(client: &Client) -> bool {
-    client.properties().hardware.plane_size_max > 1 || WIDE_ANYWHERE.load(Ordering::Relaxed)
+/// [`Width::Few`] instead of [`Width::One`].
+static FEW: AtomicBool = AtomicBool::new(false);
+
+/// Gives cubes a few units also on CubeCL's CPU runtime, in this process: for a test of how units share the work.
+pub fn several_units() {
+    FEW.store(true, Ordering::Relaxed);
+}
+
+pub(crate) fn width(client: &Client) -> Width {
+    if client.properties().hardware.plane_size_max > 1 {
+        Width::Gpu
+    } else if FEW.load(Ordering::Relaxed) {
+        Width::Few
+    } else {
+        Width::One
+    }
 }
 
 /// How many values a cube handles, and with how many units: unit u takes the values u, u + units, u + 2 units ...
@@ -39,13 +54,21 @@ pub(crate) struct Span {
 
 impl Span {
     /// For kernels whose units do not wait for each other.
-    pub(crate) fn free(client: &Client) -> Self {
-        if is_gpu(client) { Self { units: WIDE, each: 4 } } else { Self { units: 1, each: 4096 } }
+    pub(crate) fn free(width: Width) -> Self {
+        match width {
+            Width::Gpu => Self { units: WIDE, each: 4 },
+            Width::Few => Self { units: 4, each: 4 },
+            Width::One => Self { units: 1, each: 4096 },
+        }
     }
 
     /// For sums: every unit adds its values, then the cube adds its units.
-    pub(crate) fn sums(client: &Client) -> Self {
-        if is_gpu(client) { Self { units: WIDE, each: 64 } } else { Self { units: 1, each: 16384 } }
+    pub(crate) fn sums(width: Width) -> Self {
+        match width {
+            Width::Gpu => Self { units: WIDE, each: 64 },
+            Width::Few => Self { units: 4, each: 64 },
+            Width::One => Self { units: 1, each: 16384 },
+        }
     }
 
     /// Cubes for `values`.

@@ -5,7 +5,7 @@
 use cubecl::prelude::*;
 
 use crate::channel_sums::{PartialSums, Terms, channel_sums, total};
-use crate::launch::{Span, grid, values};
+use crate::launch::{Span, grid, values, width};
 use crate::{Client, Handle, buffer};
 
 /// Mean (the first `channels` values) and biased variance (the others) of `leaky(x)` per channel, over batch and space. `x` is
@@ -58,7 +58,7 @@ pub fn forward(
 ) -> Handle {
     let len = batch * channels * spatial;
     let y = buffer::for_overwriting::<f32>(client, len);
-    let span = Span::free(client);
+    let span = Span::free(width(client));
     // SAFETY: a cube handles a piece of one volume, clipped to it.
     unsafe {
         apply::launch_unchecked(
@@ -100,7 +100,7 @@ pub fn backward(
     let sums = channel_sums(client, Terms::Gradient, x, dy, statistics, batch, channels, spatial, slope);
     let (line, dparams) = line(client, &sums, statistics, gamma, eps);
     let dx = buffer::for_overwriting::<f32>(client, len);
-    let span = Span::free(client);
+    let span = Span::free(width(client));
     // SAFETY: a cube handles a piece of one volume, clipped to it.
     unsafe {
         gradient::launch_unchecked(
@@ -253,4 +253,26 @@ fn gradient(
             dx[volume * spatial + at] = factor * da;
         }
     }
+}
+
+/// The kernels, as a GPU gets them.
+#[cfg(feature = "ptx")]
+pub(crate) fn offline(kernels: &mut crate::ptx::Offline) {
+    use crate::launch::Width;
+    use crate::ptx::buffer;
+    let (span, sums) = (Span::free(Width::Gpu), Span::sums(Width::Gpu));
+    kernels.add("leaky_norm statistics, total", sums.units, |s, d, t| {
+        moments::Moments::new(s, d, t, buffer(), buffer(), (), (), (), sums)
+    });
+    kernels.add("leaky_norm", span.units, |s, d, t| {
+        let b = buffer;
+        apply::Apply::new(s, d, t, b(), b(), b(), b(), b(), (), (), (), (), span)
+    });
+    kernels.add("leaky_norm gradient, total", sums.units, |s, d, t| {
+        let b = buffer;
+        gradient_line::GradientLine::new(s, d, t, b(), b(), b(), b(), b(), (), (), (), (), sums)
+    });
+    kernels.add("leaky_norm gradient", span.units, |s, d, t| {
+        gradient::Gradient::new(s, d, t, buffer(), buffer(), buffer(), buffer(), (), (), (), span)
+    });
 }

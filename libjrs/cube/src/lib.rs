@@ -10,6 +10,7 @@
 //! | [`exact_sum`] | the mean of gradients, in whatever order they are added | |
 //! | [`leaky_norm`] | LeakyReLU then BatchNorm of a training batch | input, scale, shift |
 //! | [`upsample_concat`] | nearest x2 upsampling beside the centre crop of a skip connection | both inputs |
+//! | [`patch`] | a training batch from volumes kept on the device; the critic's real pairs | |
 //! | [`warp`] | trilinear warp with replicated border | displacement |
 //!
 //! The same kernels run on NVIDIA GPUs (feature `cuda`) and, compiled for the processor, on any machine (feature `cpu`), where
@@ -24,6 +25,9 @@ pub mod exact_sum;
 #[doc(hidden)]
 pub mod launch;
 pub mod leaky_norm;
+pub mod patch;
+#[cfg(feature = "ptx")]
+pub mod ptx;
 pub mod upsample_concat;
 pub mod warp;
 

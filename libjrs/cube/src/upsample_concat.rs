@@ -4,7 +4,7 @@
 use cubecl::prelude::*;
 use jrs_kernels::upsample_concat::UpsampleConcat;
 
-use crate::launch::{Span, grid, values};
+use crate::launch::{Span, grid, values, width};
 use crate::{Client, Handle, buffer};
 
 /// `y[:, ..c_up] = upsample(a)`, `y[:, c_up..] = crop(skip)`.
@@ -15,7 +15,7 @@ use crate::{Client, Handle, buffer};
 /// If a buffer is too short.
 pub fn forward(client: &Client, op: &UpsampleConcat, a: &Handle, skip: &Handle) -> Handle {
     let y = buffer::for_overwriting::<f32>(client, op.output_len());
-    let span = Span::free(client);
+    let span = Span::free(width(client));
     // SAFETY: a unit without a value ends; the positions are those of the geometry.
     unsafe {
         forward_kernel::launch_unchecked(
@@ -37,7 +37,7 @@ pub fn forward(client: &Client, op: &UpsampleConcat, a: &Handle, skip: &Handle) 
 /// # Panics
 /// If a buffer is too short.
 pub fn backward(client: &Client, op: &UpsampleConcat, dy: &Handle) -> (Handle, Handle) {
-    let span = Span::free(client);
+    let span = Span::free(width(client));
     let da = buffer::for_overwriting::<f32>(client, op.low_len());
     let dskip = buffer::for_overwriting::<f32>(client, op.skip_len());
     let dy = || values::<f32>(dy, op.output_len(), "gradient of the output");
@@ -159,4 +159,22 @@ fn skip_gradient(dy: &[f32], dskip: &mut [f32], g: &Geometry, #[comptime] span: 
             dskip[at] = value;
         }
     }
+}
+
+/// The kernels, as a GPU gets them.
+#[cfg(feature = "ptx")]
+pub(crate) fn offline(kernels: &mut crate::ptx::Offline) {
+    use crate::launch::Width;
+    use crate::ptx::{arg, buffer};
+    let sizes = || arg::<Geometry>(GeometryLaunch::new(2, 32, 16, 12, 12, 12, 4));
+    let span = Span::free(Width::Gpu);
+    kernels.add("upsample_concat", span.units, |s, d, t| {
+        forward_kernel::ForwardKernel::new(s, d, t, buffer(), buffer(), buffer(), sizes(), span)
+    });
+    kernels.add("upsample_concat gradient, low", span.units, |s, d, t| {
+        low_gradient::LowGradient::new(s, d, t, buffer(), buffer(), sizes(), span)
+    });
+    kernels.add("upsample_concat gradient, skip", span.units, |s, d, t| {
+        skip_gradient::SkipGradient::new(s, d, t, buffer(), buffer(), sizes(), span)
+    });
 }

@@ -6,7 +6,7 @@
 use cubecl::prelude::*;
 use jrs_kernels::warp::Warp;
 
-use crate::launch::{Span, grid, values};
+use crate::launch::{Span, grid, values, width};
 use crate::{Client, Handle, buffer};
 
 /// `y(m) = source(m + offset + u(m))`, `[batch, channels, z, y, x]` of the output size.
@@ -15,7 +15,7 @@ use crate::{Client, Handle, buffer};
 /// If a buffer is too short or the source is empty.
 pub fn forward(client: &Client, warp: &Warp, source: &Handle, u: &Handle) -> Handle {
     let y = buffer::for_overwriting::<f32>(client, warp.output_len());
-    let span = Span::free(client);
+    let span = Span::free(width(client));
     // SAFETY: a unit without a voxel ends; positions are clamped to the source.
     unsafe {
         forward_kernel::launch_unchecked(
@@ -38,7 +38,7 @@ pub fn forward(client: &Client, warp: &Warp, source: &Handle, u: &Handle) -> Han
 /// If a buffer is too short or the source is empty.
 pub fn backward(client: &Client, warp: &Warp, source: &Handle, u: &Handle, dy: &Handle) -> Handle {
     let du = buffer::for_overwriting::<f32>(client, warp.displacement_len());
-    let span = Span::free(client);
+    let span = Span::free(width(client));
     // SAFETY: as in `forward`.
     unsafe {
         backward_kernel::launch_unchecked(
@@ -211,4 +211,19 @@ fn backward_kernel(
             du[to + 2 * voxels] = select(az.inside > 0.0f32, in_z, 0.0f32);
         }
     }
+}
+
+/// The kernels, as a GPU gets them.
+#[cfg(feature = "ptx")]
+pub(crate) fn offline(kernels: &mut crate::ptx::Offline) {
+    use crate::launch::Width;
+    use crate::ptx::{arg, buffer};
+    let sizes = || arg::<Geometry>(GeometryLaunch::new(2, 1, 64, 64, 64, 24, 24, 24, 20));
+    let span = Span::free(Width::Gpu);
+    kernels.add("warp", span.units, |s, d, t| {
+        forward_kernel::ForwardKernel::new(s, d, t, buffer(), buffer(), buffer(), sizes(), span)
+    });
+    kernels.add("warp gradient", span.units, |s, d, t| {
+        backward_kernel::BackwardKernel::new(s, d, t, buffer(), buffer(), buffer(), buffer(), sizes(), span)
+    });
 }

@@ -15,7 +15,7 @@ use jrs_kernels::Conv3d;
 use jrs_kernels::upsample_concat::UpsampleConcat;
 
 use crate::channel_sums::{Terms, channel_sums};
-use crate::launch::{grid, is_gpu, values};
+use crate::launch::{Width, grid, values, width};
 use crate::{Client, Handle, buffer};
 use correlate::{ExtentLaunch, Finish, GeometryLaunch, Plan, Source, StartLaunch, Weights};
 
@@ -80,43 +80,14 @@ pub fn forward_upsampled(
 /// # Panics
 /// If a buffer is too short.
 pub fn input_gradient(client: &Client, conv: &Conv3d, dy: &Handle, weight: &Handle) -> Handle {
-    let (s, k, pad) = (conv.stride, conv.kernel, conv.padding);
-    let dx = if k < s {
+    let dx = if conv.kernel < conv.stride {
         // Some inputs meet no tap at all.
         buffer::upload(client, &vec![0.0f32; conv.input_len()])
     } else {
         buffer::for_overwriting::<f32>(client, conv.input_len())
     };
-    // Input i meets output (i + pad - k) / s for the taps k of the right parity. With i = s*j + r that is a
-    // convolution over j: taps last, last - s, ..., reading outputs from (r + pad - last)/s + j on.
-    let axis = |r: usize| -> Option<(usize, usize, i32)> {
-        let last = (0..k).rev().find(|tap| (r + pad + s - tap % s).is_multiple_of(s))?;
-        Some((last / s + 1, last, ((r + pad) as i32 - last as i32).div_euclid(s as i32)))
-    };
-    for parity in 0..s.pow(3) {
-        let first = [parity / (s * s), parity / s % s, parity % s];
-        let [Some(z), Some(y), Some(x)] = first.map(axis) else { continue };
-        let output = [0, 1, 2].map(|a| (conv.input[a] + s - 1 - first[a]) / s);
-        if output.contains(&0) {
-            continue;
-        }
-        let correlation = Correlation {
-            batch: conv.batch,
-            c_in: conv.c_out,
-            c_out: conv.c_in,
-            input: conv.output(),
-            start: [z.2, y.2, x.2],
-            stride: 1,
-            taps: [z.0, y.0, x.0],
-            edge: k,
-            output,
-            placed: conv.input,
-            first,
-            step: s,
-            last: [z.1, y.1, x.1],
-            weights: Weights::Mirrored { step: s },
-        };
-        let input = Input { one: dy, len: conv.output_len(), skip: None };
+    let input = Input { one: dy, len: conv.output_len(), skip: None };
+    for correlation in Correlation::input_gradient(conv) {
         correlation.run(client, input, weight, None, Epilogue::None, &dx);
     }
     dx
@@ -148,25 +119,8 @@ fn run_forward(
     bias: &Handle,
     epilogue: Epilogue<'_>,
 ) -> Handle {
-    let output = conv.output();
-    let correlation = Correlation {
-        batch: conv.batch,
-        c_in: conv.c_in,
-        c_out: conv.c_out,
-        input: conv.input,
-        start: [-(conv.padding as i32); 3],
-        stride: conv.stride,
-        taps: [conv.kernel; 3],
-        edge: conv.kernel,
-        output,
-        placed: output,
-        first: [0; 3],
-        step: 1,
-        last: [0; 3],
-        weights: Weights::Plain,
-    };
     let y = buffer::for_overwriting::<f32>(client, conv.output_len());
-    correlation.run(client, input, weight, Some(bias), epilogue, &y);
+    Correlation::forward(conv).run(client, input, weight, Some(bias), epilogue, &y);
     y
 }
 
@@ -198,6 +152,59 @@ struct Correlation {
 }
 
 impl Correlation {
+    fn forward(conv: &Conv3d) -> Self {
+        let output = conv.output();
+        Self {
+            batch: conv.batch,
+            c_in: conv.c_in,
+            c_out: conv.c_out,
+            input: conv.input,
+            start: [-(conv.padding as i32); 3],
+            stride: conv.stride,
+            taps: [conv.kernel; 3],
+            edge: conv.kernel,
+            output,
+            placed: output,
+            first: [0; 3],
+            step: 1,
+            last: [0; 3],
+            weights: Weights::Plain,
+        }
+    }
+
+    /// The input gradient: a correlation for each parity that meets a tap.
+    fn input_gradient(conv: &Conv3d) -> Vec<Self> {
+        let (s, k, pad) = (conv.stride, conv.kernel, conv.padding);
+        // Input i meets output (i + pad - k) / s for the taps k of the right parity. With i = s*j + r that is a
+        // convolution over j: taps last, last - s, ..., reading outputs from (r + pad - last)/s + j on.
+        let axis = |r: usize| -> Option<(usize, usize, i32)> {
+            let last = (0..k).rev().find(|tap| (r + pad + s - tap % s).is_multiple_of(s))?;
+            Some((last / s + 1, last, ((r + pad) as i32 - last as i32).div_euclid(s as i32)))
+        };
+        let of_parity = |parity: usize| {
+            let first = [parity / (s * s), parity / s % s, parity % s];
+            let [z, y, x] = [axis(first[0])?, axis(first[1])?, axis(first[2])?];
+            let output = [0, 1, 2].map(|a| (conv.input[a] + s - 1 - first[a]) / s);
+            (!output.contains(&0)).then(|| Self {
+                batch: conv.batch,
+                c_in: conv.c_out,
+                c_out: conv.c_in,
+                input: conv.output(),
+                start: [z.2, y.2, x.2],
+                stride: 1,
+                taps: [z.0, y.0, x.0],
+                edge: k,
+                output,
+                placed: conv.input,
+                first,
+                step: s,
+                last: [z.1, y.1, x.1],
+                weights: Weights::Mirrored { step: s },
+            })
+        };
+        (0..s.pow(3)).filter_map(of_parity).collect()
+    }
+
     fn run(
         &self,
         client: &Client,
@@ -224,27 +231,14 @@ impl Correlation {
             }
         };
         let source = if input.skip.is_some() { Source::UpsampleConcat } else { Source::One };
-        let plan = self.plan(is_gpu(client), finish, source);
+        let plan = self.plan(width(client), finish, source);
         let (c_up, crop) = input.skip.map_or((0, 0), |(up, _)| (up.c_up, up.crop));
         let (skip, skip_len) = input.skip.map_or((input.one, 0), |(up, skip)| (skip, up.skip_len()));
         let bias = bias
             .map_or_else(|| values::<f32>(weight, 0, "bias"), |bias| values::<f32>(bias, self.c_out, "bias"));
         let weight_len = self.c_in * self.c_out * self.edge.pow(3);
         let y_len = self.batch * self.c_out * self.placed.iter().product::<usize>();
-        let geometry = GeometryLaunch::new(
-            self.c_in,
-            self.c_out,
-            extent(self.input),
-            StartLaunch::new(self.start[0], self.start[1], self.start[2]),
-            extent(self.output),
-            extent(self.placed),
-            extent(self.first),
-            self.step,
-            extent(self.last),
-            c_up,
-            crop,
-            slope,
-        );
+        let geometry = self.geometry(c_up, crop, slope);
         // SAFETY: reads and writes stay within the sizes of `geometry`, which `values` compared with the buffers.
         unsafe {
             correlate::correlate::launch_unchecked(
@@ -264,12 +258,29 @@ impl Correlation {
         }
     }
 
+    fn geometry(&self, c_up: usize, crop: usize, slope: f32) -> GeometryLaunch {
+        GeometryLaunch::new(
+            self.c_in,
+            self.c_out,
+            extent(self.input),
+            StartLaunch::new(self.start[0], self.start[1], self.start[2]),
+            extent(self.output),
+            extent(self.placed),
+            extent(self.first),
+            self.step,
+            extent(self.last),
+            c_up,
+            crop,
+            slope,
+        )
+    }
+
     /// How the kernel is cut up.
-    fn plan(&self, gpu: bool, finish: Finish, source: Source) -> Plan {
+    fn plan(&self, width: Width, finish: Finish, source: Source) -> Plan {
         let plan = Plan {
             units: [1, 1, 1],
             run: 4,
-            outputs: self.c_out.next_power_of_two().min(if gpu { 16 } else { 4 }),
+            outputs: self.c_out.next_power_of_two().min(if width == Width::One { 4 } else { 16 }),
             inputs: 1,
             taps: self.taps,
             stride: self.stride,
@@ -278,10 +289,14 @@ impl Correlation {
             finish,
             source,
         };
-        // On a GPU, the shape of tile that covers the output with the least beside it.
-        let shapes = [[4, 4, 8], [4, 8, 4], [8, 8, 2]].map(|units| Plan { units, run: 4, ..plan });
-        let plan =
-            if gpu { shapes.into_iter().min_by_key(|plan| self.cubes(plan)).expect("three") } else { plan };
+        // The shape of tile that covers the output with the least beside it.
+        let shapes: &[[usize; 3]] = match width {
+            Width::Gpu => &[[4, 4, 8], [4, 8, 4], [8, 8, 2]],
+            Width::Few => &[[1, 1, 4], [1, 2, 2], [2, 2, 1]],
+            Width::One => &[[1, 1, 1]],
+        };
+        let shapes = shapes.iter().map(|&units| Plan { units, ..plan });
+        let plan = shapes.min_by_key(|plan| self.cubes(plan)).expect("one at least");
         // Powers of two, so that layers share kernels.
         let fits = |inputs: &usize| *inputs < 2 * self.c_in && plan.shared(*inputs) <= SHARED;
         Plan { inputs: [8, 4, 2, 1].into_iter().find(fits).expect("one channel fits"), ..plan }
@@ -300,4 +315,59 @@ fn extent([z, y, x]: [usize; 3]) -> ExtentLaunch {
 
 fn dim([z, y, x]: [usize; 3]) -> CubeDim {
     CubeDim::new_1d((z * y * x) as u32)
+}
+
+/// The kernels of some layers, as a GPU gets them.
+#[cfg(feature = "ptx")]
+pub(crate) fn offline(kernels: &mut crate::ptx::Offline) {
+    use crate::ptx::{arg, buffer};
+    let layer = |c_in, c_out, kernel, stride, padding| Conv3d {
+        batch: 2,
+        c_in,
+        c_out,
+        input: [64, 64, 64],
+        kernel,
+        stride,
+        padding,
+    };
+    let mut correlation = |name: &str, c: Correlation, finish, source| {
+        let plan = c.plan(Width::Gpu, finish, source);
+        let geometry = arg::<correlate::Geometry>(c.geometry(0, 0, 0.2));
+        kernels.add(format!("conv3d {name}"), plan.unit_count(), |s, d, t| {
+            let b = buffer;
+            correlate::correlate::Correlate::new(s, d, t, b(), b(), b(), b(), b(), b(), b(), geometry, plan)
+        });
+    };
+    for (name, conv) in [
+        ("forward 3x3x3, 16 -> 16", layer(16, 16, 3, 1, 0)),
+        ("forward 3x3x3, 2 -> 16", layer(2, 16, 3, 1, 0)),
+        ("forward 3x3x3 stride 2", layer(16, 32, 3, 2, 1)),
+        ("forward 1x1x1, 16 -> 3", layer(16, 3, 1, 1, 0)),
+    ] {
+        correlation(name, Correlation::forward(&conv), Finish::LeakyNorm, Source::One);
+    }
+    for input in [[24; 3], [12; 3]] {
+        let conv = Conv3d { input, ..layer(64, 64, 3, 1, 0) };
+        let name = format!("forward 3x3x3 of {} voxels a side", input[0]);
+        correlation(&name, Correlation::forward(&conv), Finish::Bias, Source::One);
+    }
+    let conv = layer(48, 16, 3, 1, 0);
+    correlation("forward upsampled", Correlation::forward(&conv), Finish::LeakyNorm, Source::UpsampleConcat);
+    for (name, conv) in [
+        ("input gradient 3x3x3", layer(16, 16, 3, 1, 0)),
+        ("input gradient 3x3x3 stride 2", layer(16, 32, 3, 2, 1)),
+    ] {
+        for c in Correlation::input_gradient(&conv) {
+            let name = format!("{name}, taps {:?}", c.taps);
+            correlation(&name, c, Finish::Sum, Source::One);
+        }
+    }
+    for (name, conv) in [
+        ("3x3x3, 16 -> 16", layer(16, 16, 3, 1, 0)),
+        ("3x3x3, 2 -> 16", layer(2, 16, 3, 1, 0)),
+        ("3x3x3 stride 2", layer(16, 32, 3, 2, 1)),
+        ("1x1x1, 16 -> 3", layer(16, 3, 1, 1, 0)),
+    ] {
+        weight_gradient::offline(name, &conv, kernels);
+    }
 }

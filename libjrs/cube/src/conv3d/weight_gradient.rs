@@ -20,7 +20,7 @@ use jrs_kernels::Conv3d;
 
 use super::correlate::Extent;
 use super::{SHARED, extent};
-use crate::launch::{grid, is_gpu, values};
+use crate::launch::{Width, grid, values, width};
 use crate::{Client, Handle, buffer};
 
 /// Cubes that a gradient is cut into: several for each processor of a large GPU.
@@ -47,28 +47,31 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    fn new(conv: &Conv3d, gpu: bool) -> Self {
+    fn new(conv: &Conv3d, width: Width) -> Self {
         let edge = conv.kernel;
         let all = edge * edge;
+        let one = width == Width::One;
         let plan = Plan {
-            tile: if gpu { [2, 4, 16] } else { [1, 1, 16] },
-            outputs: conv.c_out.next_power_of_two().min(if gpu { 16 } else { 4 }),
+            tile: if one { [1, 1, 16] } else { [2, 4, 16] },
+            outputs: conv.c_out.next_power_of_two().min(if one { 4 } else { 16 }),
             inputs: 1,
-            rows: if gpu { all } else { 1 },
+            rows: if one { 1 } else { all },
             splits: 1,
             edge,
             stride: conv.stride,
         };
-        if !gpu {
-            return plan;
-        }
-        let fits = |inputs: &usize| {
-            *inputs < 2 * conv.c_in && 4 * Plan { inputs: *inputs, ..plan }.shared_values() <= SHARED
+        let units = match width {
+            Width::Gpu => 144,
+            Width::Few => 4 * all.min(4),
+            Width::One => return plan,
         };
-        let inputs = [16, 8, 4, 2, 1].into_iter().find(fits).expect("one channel fits");
-        // About 144 units.
-        let splits = (144 / (inputs * all)).clamp(1, 8);
-        Plan { inputs, splits: splits.next_power_of_two().min(8), ..plan }
+        let fits = |&inputs: &usize| {
+            let plan = Plan { inputs, ..plan };
+            inputs < 2 * conv.c_in && inputs * all <= units && 4 * plan.shared_values() <= SHARED
+        };
+        let inputs = [16, 8, 4, 2, 1].into_iter().find(fits).unwrap_or(1);
+        let splits = [8, 4, 2, 1].into_iter().find(|splits| splits * inputs * all <= units).unwrap_or(1);
+        Plan { inputs, splits, ..plan }
     }
 
     pub fn units(&self) -> usize {
@@ -107,8 +110,7 @@ impl Plan {
 
 /// Overwrites nothing; see [`super::weight_gradient`].
 pub(crate) fn run(client: &Client, conv: &Conv3d, x: &Handle, dy: &Handle) -> Handle {
-    let gpu = is_gpu(client);
-    let plan = Plan::new(conv, gpu);
+    let plan = Plan::new(conv, width(client));
     let output = conv.output();
     let tiles = conv.batch * (0..3).map(|a| output[a].div_ceil(plan.tile[a])).product::<usize>();
     let blocks = conv.c_out.div_ceil(plan.outputs) * conv.c_in.div_ceil(plan.inputs);
@@ -128,8 +130,11 @@ pub(crate) fn run(client: &Client, conv: &Conv3d, x: &Handle, dy: &Handle) -> Ha
         tiles,
         per_part,
     );
-    let slices = if gpu { 8 } else { 1 };
-    let lanes = if gpu { 32 } else { 1 };
+    let (lanes, slices) = match width(client) {
+        Width::Gpu => (32, 8),
+        Width::Few => (2, 2),
+        Width::One => (1, 1),
+    };
     // SAFETY: reads stay within the sizes of `geometry`, which `values` compared with the buffers; every partial sum has its
     // place in `sums`.
     unsafe {
@@ -369,4 +374,19 @@ pub(crate) fn add_parts(
     if slice == 0 && at < len {
         dweight[at] = total;
     }
+}
+
+/// The two kernels of a layer, as a GPU gets them.
+#[cfg(feature = "ptx")]
+pub(crate) fn offline(name: &str, conv: &Conv3d, kernels: &mut crate::ptx::Offline) {
+    use crate::ptx::{arg, buffer};
+    let plan = Plan::new(conv, Width::Gpu);
+    let sizes = GeometryLaunch::new(16, 16, extent(conv.input), extent(conv.output()), 0, 1, 1);
+    let geometry = arg::<Geometry>(sizes);
+    kernels.add(format!("conv3d weight gradient {name}"), plan.units(), |s, d, t| {
+        partial_sums::PartialSums::new(s, d, t, buffer(), buffer(), buffer(), geometry, plan)
+    });
+    kernels.add(format!("conv3d weight gradient {name}, sum"), 256, |s, d, t| {
+        add_parts::AddParts::new(s, d, t, buffer(), buffer(), (), 32, 8)
+    });
 }

@@ -13,15 +13,19 @@ const LOG_GAMMA: f32 = 0.4;
 /// Largest displacement of the random field, voxels of 1 mm in the paper's setting.
 const MAX_DISPLACEMENT: f32 = 0.5;
 /// Control points per axis of the random field: smooth over about a third of the patch.
-const CONTROL_POINTS: usize = 4;
+pub const CONTROL_POINTS: usize = 4;
 
 /// One draw of Θ's parts. Each is chosen with probability one half, at least one always.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Theta {
-    noise: bool,
-    smoothing: Option<f32>,
-    gamma: Option<f32>,
-    field: Option<Vec<[f32; 3]>>,
+    /// Noise is added: see [`Theta::noise`].
+    pub noise: bool,
+    /// σ of the smoothing in voxels: see [`smoothing_kernel`].
+    pub smoothing: Option<f32>,
+    /// Power of the intensity, which is from 0 to 1 for that.
+    pub gamma: Option<f32>,
+    /// Displacements (x, y, z) in voxels of [`CONTROL_POINTS`] points along each axis, x fastest, the outer ones on the border.
+    pub field: Option<Vec<[f32; 3]>>,
 }
 
 impl Theta {
@@ -51,13 +55,16 @@ impl Theta {
                 *v = ((*v + 1.0) / 2.0).clamp(0.0, 1.0).powf(gamma) * 2.0 - 1.0;
             }
         }
-        if self.noise {
-            let normal = Normal::new(0.0, NOISE_STD).expect("finite deviation");
-            for v in &mut out {
-                *v += normal.sample(rng);
-            }
+        if let Some(noise) = self.noise(out.len(), rng) {
+            out.iter_mut().zip(noise).for_each(|(v, noise)| *v += noise);
         }
         out
+    }
+
+    /// What is added to each of so many voxels, if noise is: drawn after everything else.
+    pub fn noise(&self, voxels: usize, rng: &mut impl Rng) -> Option<Vec<f32>> {
+        let normal = Normal::new(0.0, NOISE_STD).expect("finite deviation");
+        self.noise.then(|| (0..voxels).map(|_| normal.sample(rng)).collect())
     }
 
     /// The part of Θ that moves things, for masks (`real_segmentation = "theta"`).
@@ -104,13 +111,17 @@ fn trilinear<T: Copy>(data: &[T], edge: usize, at: [f32; 3], mix: impl Fn(T, T, 
     mix(mix(row(y0, z0), row(y1, z0), ty), mix(row(y0, z1), row(y1, z1), ty), tz)
 }
 
+/// Weights of the voxels from two before to two after.
+pub fn smoothing_kernel(sigma: f32) -> [f32; 5] {
+    let kernel: [f32; 5] = std::array::from_fn(|i| (-((i as f32 - 2.0) / sigma).powi(2) / 2.0).exp());
+    let sum: f32 = kernel.iter().sum();
+    kernel.map(|k| k / sum)
+}
+
 /// Separable Gaussian with replicated border; with σ below one voxel a radius of two is enough.
 fn smooth(image: &[f32], edge: usize, sigma: f32) -> Vec<f32> {
     const RADIUS: isize = 2;
-    let mut kernel: [f32; 5] =
-        std::array::from_fn(|i| (-((i as f32 - RADIUS as f32) / sigma).powi(2) / 2.0).exp());
-    let sum: f32 = kernel.iter().sum();
-    kernel = kernel.map(|k| k / sum);
+    let kernel = smoothing_kernel(sigma);
     let mut current = image.to_vec();
     for stride in [1, edge, edge * edge] {
         let mut next = vec![0.0; current.len()];
@@ -132,7 +143,7 @@ fn smooth(image: &[f32], edge: usize, sigma: f32) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use jrs_data::random::{Purpose, stream};
+    use crate::random::{Purpose, stream};
 
     #[test]
     fn changes_a_little_and_is_reproducible() {
