@@ -19,6 +19,14 @@ pub enum Place {
 }
 
 impl Place {
+    /// Number of the GPU, for what has to know of it besides tensors.
+    pub fn gpu(self) -> Option<usize> {
+        match self {
+            Self::Cuda(index) => Some(index),
+            Self::Cpu | Self::CubeCpu => None,
+        }
+    }
+
     /// The device, ready for tensors.
     ///
     /// # Errors

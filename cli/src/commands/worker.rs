@@ -89,7 +89,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Err(_) => Vec::new(),
     };
     let (token, tls) = (args.security.token()?, args.security.tls());
-    let collective = match Choice::new(args.collective.into(), None) {
+    let collective = match Choice::new(args.collective.into(), args.device.gpu()) {
         Ok(collective) => collective,
         Err(fault) => {
             let error = Error::input(
