@@ -5,8 +5,8 @@
 
 use super::{Cause, Failure};
 use bytemuck::Pod;
-use cubecl::client::Client;
 use cubecl::bytes::Bytes;
+use cubecl::client::Client;
 use cubecl::server::Handle;
 
 /// `len` numbers on a device, one after the other without gaps. Clones are the same memory.
