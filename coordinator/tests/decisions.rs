@@ -342,3 +342,105 @@ fn any_event() -> impl Strategy<Value = Event> {
         8 => Just(Event::Tick),
     ]
 }
+
+/// A coordinator whose store says yes, and how it goes on.
+struct Led {
+    state: State,
+    now: Duration,
+}
+
+impl Led {
+    /// The workers 0, 1, ... are ready, and have committed a step.
+    fn by(policy: Policy, workers: u8) -> Self {
+        let mut led = Self { state: State::new(policy, cut(), 1, None, Duration::ZERO), now: Duration::ZERO };
+        (0..workers).for_each(|number| led.arrives(number));
+        assert_eq!(led.state.ranks().len(), usize::from(workers));
+        let took = Duration::from_secs(1);
+        let generation = led.state.generation();
+        led.happens(Event::Committed { worker: worker(0), generation, updates: 1, took });
+        led
+    }
+
+    fn arrives(&mut self, number: u8) {
+        self.happens(Event::Attached(Arrival {
+            worker: worker(number),
+            connection: u64::from(number),
+            address: format!("host-{number}:7000"),
+            standing: Standing::Idle,
+            generation: 0,
+            updates: None,
+        }));
+    }
+
+    fn fails(&mut self, number: u8, updates: u64, suspect: u8) {
+        let reason = "it gave no sign of life".to_owned();
+        let (generation, suspects) = (self.state.generation(), vec![worker(suspect)]);
+        self.happens(Event::Failed { worker: worker(number), generation, updates, suspects, reason });
+    }
+
+    fn happens(&mut self, event: Event) {
+        let (next, effects) = self.state.clone().step(event, self.now);
+        self.state = next;
+        for effect in effects {
+            if let jrs_coordinator::decision::Action::Claim { number, .. } = effect.action {
+                self.happens(Event::Claimed { number });
+            }
+        }
+    }
+
+    /// Lets time pass, with heartbeats of those that are there, until another generation works.
+    fn until_reformed(&mut self, alive: &[u8]) -> Duration {
+        let (began, before) = (self.now, self.state.generation());
+        while self.state.generation() == before {
+            self.now += Duration::from_millis(100);
+            assert!(self.now < began + Duration::from_secs(60), "nothing happens any more");
+            for &number in alive {
+                self.happens(Event::Heartbeat {
+                    worker: worker(number),
+                    generation: 0,
+                    updates: 0,
+                    phase: Phase::Idle,
+                    in_phase: Duration::ZERO,
+                    compute: Duration::ZERO,
+                });
+            }
+            self.happens(Event::Tick);
+        }
+        self.now - began
+    }
+}
+
+/// The stream of the only worker ends, as it does when its process dies: it may come back for 3 s, and then another one begins.
+#[test]
+fn a_lone_worker_that_dies_is_followed_by_a_newcomer() {
+    let mut led = Led::by(Policy::new(1), 1);
+    led.happens(Event::Detached { worker: worker(0), connection: 0 });
+    led.arrives(1);
+    let waited = led.until_reformed(&[1]);
+    assert!((2.9..3.3).contains(&waited.as_secs_f64()), "{waited:?}");
+
+    // Nobody is there at that time: whoever comes later need not wait again.
+    let mut led = Led::by(Policy::new(1), 1);
+    led.happens(Event::Detached { worker: worker(0), connection: 0 });
+    for _ in 0..50 {
+        led.now += Duration::from_millis(100);
+        led.happens(Event::Tick);
+    }
+    led.arrives(1);
+    let waited = led.until_reformed(&[1]);
+    assert!(waited <= Duration::from_millis(200), "{waited:?}");
+}
+
+/// Workers 1 and 2 stepped and no longer hear each other, but both hear the coordinator: the first generation that cannot even begin is
+/// enough to put one of them out.
+#[test]
+fn two_that_lost_each_other_are_parted_after_one_attempt() {
+    let mut led = Led::by(Policy::new(3), 3);
+    for updates in [1, 1] {
+        led.fails(1, updates, 2);
+        led.fails(2, updates, 1);
+        led.fails(0, updates, 2);
+    }
+    assert!(led.state.is_fenced(worker(2)));
+    assert_eq!(led.state.ranks().len(), 2);
+}

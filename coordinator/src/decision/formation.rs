@@ -170,11 +170,12 @@ impl State {
             return;
         }
         let reason = reason.clone();
-        let formation = self.formation.as_ref();
-        let failed = formation.is_some_and(|f| !f.suspicion.is_empty() && self.newest <= f.start);
-        if failed {
+        if let Some(formation) = self.formation.as_ref().filter(|formation| !formation.suspicion.is_empty()) {
+            // One that stepped and broke is a failure too, which the first step of the next one makes good.
             self.failures += 1;
-            self.blame(now, out);
+            if self.newest <= formation.start {
+                self.blame(now, out);
+            }
         }
         if let Some(formation) = &mut self.formation {
             formation.suspicion.clear();

@@ -13,6 +13,9 @@ pub struct Policy {
     pub reattach: Duration,
     /// How long workers of a generation have to re-attach to a new coordinator, or to one that was cut off.
     pub adoption: Duration,
+    /// How long members whose streams have all ended have to come back. Their clients try within the first two seconds, if they
+    /// live; a network that fails ends no stream.
+    pub comeback: Duration,
     /// How long newcomers wait for more of them before the others are stopped for their sake.
     pub join_debounce: Duration,
     /// How long after everything was lost a generation is formed from fewer than `min_workers`.
@@ -27,7 +30,7 @@ pub struct Policy {
     pub work: Duration,
     /// So long may connecting, receiving state, validating and saving take, and any phase while no step is known.
     pub long: Duration,
-    /// Failures in a row without a step after which the one that most others suspect is put out.
+    /// Generations in a row that failed, the last one without a step, after which the one that most others suspect is put out.
     pub strikes: u32,
     /// How long a host whose worker was put out is left alone at first; doubled each time.
     pub hold_off: Duration,
@@ -43,8 +46,9 @@ impl Policy {
             silence: Duration::from_secs(5),
             reattach: Duration::from_millis(1500),
             adoption: Duration::from_secs(6),
+            comeback: Duration::from_secs(3),
             join_debounce: Duration::from_millis(500),
-            regather: Duration::from_secs(10),
+            regather: Duration::from_secs(2),
             boundary: Duration::from_secs(30),
             abort: Duration::from_secs(5),
             work: Duration::from_secs(10),

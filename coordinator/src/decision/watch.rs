@@ -105,10 +105,12 @@ impl State {
         let unsuspected = missing.iter().filter(is_member).all(|(id, _)| !self.suspected(*id));
         if 2 * lost_members > self.members().len() && unsuspected {
             let reason = format!("{lost_members} of {} members are missing at once", self.members().len());
-            // Those whose streams ended have had a part of that time already.
+            // Those whose streams ended have had a part of their time already.
             let ended = missing.iter().all(|(id, _)| self.workers[id].connection.is_none());
-            let waited = if ended { self.policy.reattach } else { Duration::ZERO };
-            let patience = self.policy.adoption.saturating_sub(waited);
+            let patience = match ended {
+                true => self.policy.comeback.saturating_sub(self.policy.reattach),
+                false => self.policy.adoption,
+            };
             for (id, reason) in missing {
                 self.workers.remove(&id);
                 out.push(Effect::new(Action::Hangup(id), reason));
@@ -200,9 +202,7 @@ impl State {
             return;
         }
         if self.candidates(now).is_empty() {
-            // They may still step somewhere; nobody is there to take their place.
-            self.mode = Mode::Adopting { until: now + self.policy.adoption };
-            return;
+            return; // they may still step somewhere; nobody is there to take their place
         }
         absent.iter().for_each(|id| drop(self.workers.remove(id)));
         self.fenced.extend(absent);
