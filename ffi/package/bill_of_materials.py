@@ -1,8 +1,8 @@
-"""What is inside libjrs: sbom.cdx.json (CycloneDX 1.5), SOUP.md (for IEC 62304) and the licence texts.
+"""What is inside libjrs or the `jrs` command: sbom.cdx.json (CycloneDX 1.5), SOUP.md (for IEC 62304) and the licence texts.
 
-    python3 bill_of_materials.py FOLDER
+    python3 bill_of_materials.py FOLDER [PACKAGE [FEATURES]]     jrs-ffi if no package is named, which is libjrs
 
-From `cargo metadata` and Cargo.lock: the crates that the library links on Linux, without tests, build scripts and
+From `cargo tree`, `cargo metadata` and Cargo.lock: the crates that the package links on Linux, without tests, build scripts and
 procedural macros. Nothing is fetched. The same sources give the same files.
 """
 
@@ -14,7 +14,9 @@ import uuid
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "jrs-ffi"
+PACKAGE = sys.argv[2] if len(sys.argv) > 2 else "jrs-ffi"
+FEATURES = sys.argv[3] if len(sys.argv) > 3 else ""
+NAME = {"jrs-ffi": "libjrs"}.get(PACKAGE, PACKAGE)
 TARGET = "x86_64-unknown-linux-gnu"
 
 
@@ -23,11 +25,20 @@ def metadata():
     return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
 
 
+def chosen():
+    """Names and versions of what PACKAGE links with these features: `cargo metadata` resolves those of the whole workspace."""
+    command = ["cargo", "tree", "--locked", "-p", PACKAGE, "--features", FEATURES, "--target", TARGET, "--prefix", "none"]
+    command += ["--edges", "no-dev,no-build,no-proc-macro", "--format", "{p}"]
+    lines = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    return {(name, version.removeprefix("v")) for name, version, *_ in (line.split() for line in lines if line)}
+
+
 def linked(graph):
     """The packages that PACKAGE links, by id, and their dependencies."""
+    wanted = chosen()
     packages = {p["id"]: p for p in graph["packages"]}
     nodes = {n["id"]: n for n in graph["resolve"]["nodes"]}
-    is_macro = lambda p: any("proc-macro" in t["kind"] for t in p["targets"])
+    is_linked = lambda p: (p["name"], p["version"]) in wanted
     start = next(p["id"] for p in graph["packages"] if p["name"] == PACKAGE)
     found, queue = {}, [start]
     while queue:
@@ -35,7 +46,7 @@ def linked(graph):
         if package in found:
             continue
         is_normal = lambda dep: any(kind["kind"] is None for kind in dep["dep_kinds"])
-        needed = [d["pkg"] for d in nodes[package]["deps"] if is_normal(d) and not is_macro(packages[d["pkg"]])]
+        needed = [d["pkg"] for d in nodes[package]["deps"] if is_normal(d) and is_linked(packages[d["pkg"]])]
         found[package] = sorted(needed)
         queue += needed
     return [packages[i] for i in sorted(found, key=lambda i: (packages[i]["name"], packages[i]["version"]))], found
@@ -80,7 +91,7 @@ def sbom(packages, dependencies, sums, rustc):
         return entry
 
     own = next(p for p in packages if p["name"] == PACKAGE)
-    main = {**component(own), "name": "libjrs"}
+    main = {**component(own), "name": NAME}
     standard_library = {
         "type": "library",
         "bom-ref": "rust-std",
@@ -106,9 +117,9 @@ def sbom(packages, dependencies, sums, rustc):
 
 def soup(packages, sums, rustc):
     lines = [
-        "# SOUP in libjrs",
+        f"# SOUP in {NAME}",
         "",
-        "Software of unknown provenance (IEC 62304, 8.1.2) that is linked into the library. Known anomalies: the",
+        "Software of unknown provenance (IEC 62304, 8.1.2) that is linked into it. Known anomalies: the",
         "RustSec advisory database (`cargo deny check advisories` in the sources checks this list against it).",
         "",
         "| name | version | maker (repository) | licence | what it is for | SHA-256 of the source |",
@@ -146,6 +157,7 @@ def copy_licences(packages, folder):
 
 def main():
     folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
     packages, dependencies = linked(metadata())
     rustc = subprocess.run(["rustc", "--version"], check=True, stdout=subprocess.PIPE, text=True).stdout.split()[1]
     sums = checksums()
