@@ -9,14 +9,22 @@ separated by colons. Exit code 77: something needed is not installed.
 """
 
 import argparse
+import contextlib
 import copy
+import http.server
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 MISSING = 77
@@ -175,10 +183,77 @@ def metrics(text):
     need(done.returncode == 0, f"promtool check metrics: {done.stdout}{done.stderr}")
     known = set(re.findall(r"^# TYPE (\S+) ", text, re.M))
     known |= {name + end for name in set(re.findall(r"^# TYPE (\S+) histogram", text, re.M)) for end in ("_sum", "_count", "_bucket")}
-    folder = HERE.parent / "overlays" / "monitoring"
+    folder = HERE.parent / "components" / "monitoring"
     for page in ("rules.yaml", "dashboard.json"):
         for name in re.findall(r"\bjrs_[a-z_]+", (folder / page).read_text()):
             need(name in known, f"{page} asks for {name}, which no coordinator shows")
+
+
+@contextlib.contextmanager
+def prometheus(text):
+    """A Prometheus that scrapes this page once a second; yields what answers a query with the series found."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_):
+            pass
+
+    page = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=page.serve_forever, daemon=True).start()
+    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        free.close()
+        scrape = {"job_name": "jrs", "scrape_interval": "1s", "static_configs": [{"targets": [f"127.0.0.1:{page.server_port}"]}]}
+        (Path(folder) / "prometheus.yaml").write_text(yaml.safe_dump({"scrape_configs": [scrape]}))
+        command = [program("prometheus"), f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={address}"]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+        def ask(expression):
+            query = urllib.parse.urlencode({"query": expression})
+            try:
+                with urllib.request.urlopen(f"http://{address}/api/v1/query?{query}", timeout=30) as reply:
+                    return json.load(reply)["data"]["result"]
+            except urllib.error.HTTPError as error:
+                raise Refused(f"Prometheus refuses {expression}: {error.read().decode()}") from error
+
+        try:
+            for _ in range(240):
+                time.sleep(0.5)
+                # A rate needs two scrapes.
+                with contextlib.suppress(urllib.error.URLError, Refused):
+                    if any(float(series["value"][1]) >= 3 for series in ask("count_over_time(up[1m])")):
+                        break
+            else:
+                raise Refused("Prometheus did not scrape the page")
+            yield ask
+        finally:
+            server.terminate()
+            server.wait()
+            page.shutdown()
+
+
+def panels(text):
+    """Every panel of the dashboard has something to show."""
+    run = re.search(r'\brun="([^"]+)"', text)[1]
+    dashboard = json.loads((HERE.parent / "components" / "monitoring" / "dashboard.json").read_text())
+    questions = [(panel["title"], target["expr"]) for panel in dashboard["panels"] for target in panel["targets"]]
+    with prometheus(text) as ask:
+
+        def answered(question):
+            title, expression = question
+            need(ask(expression.replace("$run", run)), f"panel {title!r} shows nothing: {expression}")
+
+        for question in questions:
+            answered(question)
+        for mistake in (("a label that nothing has", 'jrs_step{run="$run",rank="0"}'), ("no expression", "rate(jrs_steps_total")):
+            refuse(answered, f"a panel with {mistake[0]}", mistake, None)
+    print(f"a Prometheus that scraped this has answers to {len(questions)} questions of {len(dashboard['panels'])} panels")
 
 
 # --- what only we can know
@@ -310,6 +385,34 @@ def drain_seconds():
     return total
 
 
+# --- combinations
+
+# By what a component is known in the rendered manifests.
+MARKS = {
+    "aws-irsa": lambda documents: "eks.amazonaws.com/role-arn" in str(of_kind(documents, "ServiceAccount")) and "'jrs-store'" not in str(jobs(documents)),
+    "cpu-demo": lambda documents: all("2Gi" == container(job)["resources"]["limits"]["memory"] for job in jobs(documents) if role(job) == "worker"),
+    "kueue": lambda documents: "kueue.x-k8s.io/queue-name" in str(of_kind(documents, "JobSet")) and of_kind(documents, "JobSet")[0]["spec"]["suspend"],
+    "monitoring": lambda documents: of_kind(documents, "PodMonitor") and of_kind(documents, "PrometheusRule") and "grafana_dashboard" in str(of_kind(documents, "ConfigMap")),
+    "rdma": lambda documents: any(job["spec"]["template"]["spec"].get("hostNetwork") for job in jobs(documents)),
+}
+
+
+def of_kind(documents, kind):
+    return [document for document in documents if document["kind"] == kind]
+
+
+def combination(documents, components):
+    """What was asked for is there, and nothing else."""
+    found = {name for name, mark in MARKS.items() if of_kind(documents, "JobSet") or name == "monitoring" if mark(documents)}
+    need(found == set(components), f"components {sorted(components)} were asked for, {sorted(found)} are there")
+
+
+def components(folder):
+    """Those that a folder's kustomization adds."""
+    text = yaml.safe_load((Path(folder) / "kustomization.yaml").read_text())
+    return [Path(path).name for path in text.get("components", [])]
+
+
 # --- mistakes that must be refused
 
 
@@ -332,7 +435,12 @@ WORKER = ("spec", "replicatedJobs", 1, "template", "spec")
 COORDINATOR = ("spec", "replicatedJobs", 0, "template", "spec")
 POD = ("template", "spec")
 ONLY = (*POD, "containers", 0)
+def monitored(documents):
+    combination(documents, ["monitoring"])
+
+
 MISTAKES = [
+    (monitored, "a component that is missing", edit("PodMonitor", "kind", value="ConfigMap")),
     (schema, "an unknown kind", edit("Namespace", "kind", value="Namespaces")),
     (schema, "an unknown kind of a known group", edit("JobSet", "kind", value="JobSets")),
     (schema, "an unknown field", edit("NetworkPolicy", "spec", "engress", value=[])),
@@ -378,6 +486,7 @@ def manifests(jrs, folders):
         schema(documents)
         semantics(documents, jrs)
         rules(documents)
+        combination(documents, components(folder))
         host = any(job["spec"]["template"]["spec"].get("hostNetwork") for job in jobs(documents))
         sets.append((documents, ALLOWED | ALLOWED_FOR_RDMA if host else ALLOWED))
         print(f"  {folder.name}: {len(documents)} documents hold")
@@ -418,6 +527,7 @@ def main():
             ("a metric that is gone", text.replace("jrs_stragglers", "jrs_slow_workers")),
         ):
             refuse(metrics, what, wrong, None)
+        panels(text)
         print("metrics hold")
     except Refused as refused:
         print(f"REFUSED: {refused}")

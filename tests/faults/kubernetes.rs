@@ -44,8 +44,20 @@ fn render(arguments: &[&str]) -> (Option<i32>, String) {
 fn kubernetes_manifests_hold() {
     let root = folder("k8s");
     let mut folders = Vec::new();
-    for overlay in ["jobset", "plain-job", "kueue", "aws-irsa", "monitoring", "cpu-demo", "rdma"] {
-        let out = root.join(overlay).display().to_string();
+    for overlay in [
+        "jobset",
+        "plain-job",
+        "kueue",
+        "aws-irsa",
+        "monitoring",
+        "cpu-demo",
+        "rdma",
+        "jobset,monitoring,aws-irsa",
+        "plain-job,monitoring",
+        "monitoring,kueue,rdma,aws-irsa",
+        "cpu-demo,monitoring,kueue",
+    ] {
+        let out = root.join(overlay.replace(',', "+")).display().to_string();
         let (code, said) = render(&[
             "--config",
             TINY,
@@ -81,6 +93,14 @@ fn kubernetes_render_refuses_bad_input() {
             vec!["--config", TINY, "--workers", "2", "--overlay", "nomad", "--out", full],
             ["nomad", "plain-job"],
         ),
+        (
+            vec!["--config", TINY, "--workers", "2", "--overlay", "plain-job,kueue", "--out", full],
+            ["plain-job", "jobset"],
+        ),
+        (
+            vec!["--config", TINY, "--workers", "2", "--overlay=rdma", "--overlay=cpu-demo", "--out", full],
+            ["cpu-demo", "rdma"],
+        ),
         (vec!["--config", TINY, "--workers", "0", "--out", full], ["--workers", "0"]),
         (vec!["--config", bad, "--workers", "2", "--out", full], ["bad.toml", "seeed"]),
         (
@@ -101,6 +121,39 @@ fn kubernetes_render_refuses_bad_input() {
         assert!(!out.exists(), "something was written: {said}");
     }
     assert_eq!(std::fs::read_dir(&root).unwrap().count(), 1, "a draft was left behind");
+}
+
+/// What the bill of materials lists is what cargo links into the command, no more and no less.
+#[test]
+fn kubernetes_image_is_described() {
+    let out = folder("k8s-sbom");
+    let made = Command::new("python3")
+        .arg(format!("{ROOT}/ffi/package/bill_of_materials.py"))
+        .args([out.to_str().unwrap(), "jrs"])
+        .output();
+    let Ok(made) = made else {
+        eprintln!("SKIPPED: no python3");
+        return;
+    };
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let listed: Value = serde_json::from_slice(&std::fs::read(out.join("sbom.cdx.json")).unwrap()).unwrap();
+    assert_eq!(listed["metadata"]["component"]["name"], "jrs");
+    let crates = listed["components"].as_array().unwrap().iter().filter(|entry| !entry["purl"].is_null());
+    let name = |value: &Value| value.as_str().unwrap().to_owned();
+    let mut listed: Vec<String> =
+        crates.map(|c| format!("{} v{}", name(&c["name"]), name(&c["version"]))).collect();
+    let mut tree = Command::new(env!("CARGO"));
+    tree.current_dir(ROOT).args(["tree", "--locked", "-p", "jrs", "--prefix", "none", "--format", "{p}"]);
+    tree.args(["--edges", "no-dev,no-build,no-proc-macro", "--target", "x86_64-unknown-linux-gnu"]);
+    let tree = String::from_utf8(tree.output().unwrap().stdout).unwrap();
+    let words = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    let mut linked: Vec<String> = tree.lines().map(words).filter(|name| !name.starts_with("jrs v")).collect();
+    for names in [&mut listed, &mut linked] {
+        names.sort();
+        names.dedup();
+    }
+    assert_eq!(listed, linked);
+    assert!(listed.len() > 100 && listed.iter().any(|name| name.starts_with("burn-flex v")), "{listed:?}");
 }
 
 /// Steps of the run below.

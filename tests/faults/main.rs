@@ -5,6 +5,7 @@
 mod chaos;
 mod cluster;
 mod coordinator;
+mod drain;
 mod http;
 mod kubernetes;
 mod network;

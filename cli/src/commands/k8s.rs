@@ -23,8 +23,8 @@ enum Action {
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  jrs k8s render --config run.toml --workers 8 --overlay jobset --data s3://bucket/cache \
-                        --store s3://bucket/runs --out k8s-first"
+    after_help = "Example:\n  jrs k8s render --config run.toml --workers 8 --overlay jobset --overlay monitoring --overlay aws-irsa \
+                        --data s3://bucket/cache --store s3://bucket/runs --out k8s-first"
 )]
 struct Render {
     /// The run's TOML file.
@@ -33,9 +33,9 @@ struct Render {
     /// Workers, one pod each.
     #[arg(long, value_name = "N")]
     workers: NonZeroUsize,
-    /// Which way to run it.
-    #[arg(long, value_enum, default_value = "jobset")]
-    overlay: Overlay,
+    /// Which way to run it, and what to add; may be given several times.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "jobset")]
+    overlay: Vec<Overlay>,
     /// New or empty folder for the result.
     #[arg(long, value_name = "DIR", default_value = "jrs-k8s")]
     out: PathBuf,
@@ -53,22 +53,22 @@ struct Render {
     image: String,
 }
 
-/// Folders of `k8s/overlays`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+/// Ways to run a cluster, and what is added to one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 enum Overlay {
-    /// One JobSet; needs its controller.
+    /// One JobSet; needs its controller. The way if none is named.
     Jobset,
     /// Two Jobs and a headless Service; needs nothing.
     PlainJob,
-    /// The JobSet in a Kueue queue.
+    /// Adds: the JobSet waits in a Kueue queue.
     Kueue,
-    /// The JobSet with an AWS role in place of keys.
+    /// Adds: an AWS role in place of keys.
     AwsIrsa,
-    /// The JobSet with PodMonitor, alerts and dashboard.
+    /// Adds: PodMonitor, alerts and dashboard.
     Monitoring,
-    /// The JobSet, small enough for a laptop.
+    /// Adds: small enough for a laptop.
     CpuDemo,
-    /// The JobSet on GPUs with an RDMA network.
+    /// Adds: GPUs with an RDMA network.
     Rdma,
 }
 
@@ -77,15 +77,53 @@ impl Overlay {
         self.to_possible_value().expect("none is hidden").get_name().to_owned()
     }
 
-    /// The files it is made of.
-    fn files(self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        let own = format!("overlays/{}/", self.name());
-        let jobset = self != Self::PlainJob;
-        FILES.iter().copied().filter(move |(path, _)| {
-            path.starts_with("base/")
-                || path.starts_with(&own)
-                || (jobset && path.starts_with("overlays/jobset/"))
-        })
+    fn is_way(self) -> bool {
+        matches!(self, Self::Jobset | Self::PlainJob)
+    }
+}
+
+/// One way and what is added, in a fixed order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Chosen {
+    way: Overlay,
+    added: Vec<Overlay>,
+}
+
+impl Chosen {
+    /// # Errors
+    /// If the overlays do not go together.
+    fn of(overlays: &[Overlay]) -> Result<Self> {
+        let apart = |problem: &str, fix: &str| Err(Error::input(format!("--overlay: {problem}"), fix));
+        let ways: Vec<Overlay> = overlays.iter().copied().filter(|overlay| overlay.is_way()).collect();
+        let way = ways.first().copied().unwrap_or(Overlay::Jobset);
+        if ways.iter().any(|other| *other != way) {
+            return apart("jobset and plain-job are two ways to run the same pods", "Give one of them");
+        }
+        let mut added: Vec<Overlay> = overlays.iter().copied().filter(|overlay| !overlay.is_way()).collect();
+        added.sort();
+        added.dedup();
+        if way == Overlay::PlainJob && added.iter().any(|overlay| *overlay != Overlay::Monitoring) {
+            return apart("only monitoring goes with plain-job", "Use jobset, which all others change");
+        }
+        if [Overlay::CpuDemo, Overlay::Rdma].iter().all(|overlay| added.contains(overlay)) {
+            return apart("cpu-demo and rdma want other machines", "Give one of them");
+        }
+        Ok(Self { way, added })
+    }
+
+    fn has(&self, overlay: Overlay) -> bool {
+        self.way == overlay || self.added.contains(&overlay)
+    }
+
+    fn names(&self) -> Vec<String> {
+        std::iter::once(self.way).chain(self.added.iter().copied()).map(Overlay::name).collect()
+    }
+
+    /// The files that this is made of.
+    fn files(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let mut folders = vec!["base/".to_owned(), format!("overlays/{}/", self.way.name())];
+        folders.extend(self.added.iter().map(|overlay| format!("components/{}/", overlay.name())));
+        FILES.iter().copied().filter(move |(path, _)| folders.iter().any(|folder| path.starts_with(folder)))
     }
 }
 
@@ -106,19 +144,24 @@ const FILES: &[(&str, &str)] = files![
     "base/service-account.yaml",
     "base/settings.env",
     "base/worker.yaml",
+    "components/aws-irsa/kustomization.yaml",
+    "components/cpu-demo/kustomization.yaml",
+    "components/cpu-demo/run.toml",
+    "components/kueue/kustomization.yaml",
+    "components/monitoring/dashboard.json",
+    "components/monitoring/kustomization.yaml",
+    "components/monitoring/network-policy.yaml",
+    "components/monitoring/pod-monitor.yaml",
+    "components/monitoring/rules.yaml",
+    "components/rdma/kustomization.yaml",
     "overlays/aws-irsa/kustomization.yaml",
     "overlays/cpu-demo/kustomization.yaml",
-    "overlays/cpu-demo/run.toml",
     "overlays/jobset/copied/jobset.yaml",
     "overlays/jobset/copied/kustomization.yaml",
     "overlays/jobset/kustomization.yaml",
     "overlays/jobset/name-references.yaml",
     "overlays/kueue/kustomization.yaml",
-    "overlays/monitoring/dashboard.json",
     "overlays/monitoring/kustomization.yaml",
-    "overlays/monitoring/network-policy.yaml",
-    "overlays/monitoring/pod-monitor.yaml",
-    "overlays/monitoring/rules.yaml",
     "overlays/plain-job/kustomization.yaml",
     "overlays/plain-job/service.yaml",
     "overlays/rdma/kustomization.yaml",
@@ -131,7 +174,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = std::fs::read_to_string(&render.config)
         .map_err(|e| Error::io(&render.config, e, "Check --config"))?;
     write(&render.out, &render.pages(config)?)?;
-    print!("{}", render.explanation());
+    print!("{}", render.explanation(&Chosen::of(&render.overlay)?));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -150,6 +193,7 @@ impl Render {
                 return Err(Error::input(problem, "Give a URL as in s3://bucket/prefix (or gs://, az://)"));
             }
         }
+        Chosen::of(&self.overlay)?;
         self.image().map(|_| ())
     }
 
@@ -168,21 +212,28 @@ impl Render {
     /// Paths and contents of the folder.
     fn pages(&self, config: String) -> Result<Vec<(String, String)>> {
         let (name, tag) = self.image()?;
-        let (kind, job, path) = match self.overlay {
+        let chosen = Chosen::of(&self.overlay)?;
+        let added: String = match &chosen.added[..] {
+            [] => String::new(),
+            added => added.iter().fold("components:\n".to_owned(), |text, overlay| {
+                format!("{text}  - components/{}\n", overlay.name())
+            }),
+        };
+        let (kind, job, path) = match chosen.way {
             Overlay::PlainJob => ("Job", "\n      name: jrs-worker", "/spec"),
             _ => ("JobSet", "", "/spec/replicatedJobs/1/template/spec"),
         };
         let top = format!(
             "# Written by `jrs k8s render`. kubectl apply -k .\n\
              apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: jrs\n\
-             resources:\n  - overlays/{}\n\
+             resources:\n  - overlays/{}\n{added}\
              configMapGenerator:\n  - name: jrs-run\n    behavior: merge\n    files:\n      - run.toml\n\
              \x20 - name: jrs-settings\n    behavior: merge\n    envs:\n      - settings.env\n\
              images:\n  - name: jrs\n    newName: {name}\n    newTag: {tag:?}\n\
              patches:\n  - target:\n      kind: {kind}{job}\n    patch: |-\n\
              \x20     - op: replace\n        path: {path}/completions\n        value: {workers}\n\
              \x20     - op: replace\n        path: {path}/parallelism\n        value: {workers}\n",
-            self.overlay.name(),
+            chosen.way.name(),
             workers = self.workers,
         );
         let settings = format!(
@@ -193,42 +244,44 @@ impl Render {
             ("kustomization.yaml", top),
             ("run.toml", config),
             ("settings.env", settings),
-            ("README.txt", self.explanation()),
+            ("README.txt", self.explanation(&chosen)),
         ];
-        let shared = self.overlay.files().map(|(path, text)| (path.to_owned(), text.to_owned()));
+        let shared = chosen.files().map(|(path, text)| (path.to_owned(), text.to_owned()));
         Ok(own.map(|(path, text)| (path.to_owned(), text)).into_iter().chain(shared).collect())
     }
 
     /// What a person has to do.
-    fn explanation(&self) -> String {
+    fn explanation(&self, chosen: &Chosen) -> String {
         let out = self.out.display();
         let mut text = format!(
-            "{out}: run {:?} with {} workers, overlay {}, image {}\n  data  {}\n  store {}\n\nOnce per cluster:\n",
+            "{out}: run {:?} with {} workers, {}, image {}\n  data  {}\n  store {}\n\nOnce per cluster:\n",
             self.run,
             self.workers,
-            self.overlay.name(),
+            chosen.names().join(" + "),
             self.image,
             self.data,
             self.store
         );
         let mut say = |line: &str| writeln!(text, "  {line}").expect("a string takes whatever is written");
-        if self.overlay != Overlay::PlainJob {
+        if chosen.way == Overlay::Jobset {
             say("the JobSet controller (https://jobset.sigs.k8s.io)");
         }
-        match self.overlay {
-            Overlay::Kueue => say("Kueue, and a LocalQueue `jrs` in the namespace jrs"),
-            Overlay::AwsIrsa => {
-                say("an IAM role for the bucket; put its ARN into overlays/aws-irsa/kustomization.yaml")
+        for overlay in &chosen.added {
+            match overlay {
+                Overlay::Kueue => say("Kueue, and a LocalQueue `jrs` in the namespace jrs"),
+                Overlay::AwsIrsa => {
+                    say("an IAM role for the bucket; put its ARN into components/aws-irsa/kustomization.yaml")
+                }
+                Overlay::Monitoring => say("the Prometheus operator, and Grafana with its dashboard sidecar"),
+                Overlay::Rdma => say("the GPU operator and an RDMA device plugin"),
+                Overlay::CpuDemo | Overlay::Jobset | Overlay::PlainJob => {}
             }
-            Overlay::Monitoring => say("the Prometheus operator, and Grafana with its dashboard sidecar"),
-            Overlay::Rdma => say("the GPU operator and an RDMA device plugin"),
-            _ => {}
         }
         say(&format!("kubectl apply -f {out}/base/namespace.yaml"));
         say(
             "kubectl -n jrs create secret generic jrs-token --from-literal=token=\"$(openssl rand -hex 32)\"",
         );
-        if self.overlay != Overlay::AwsIrsa {
+        if !chosen.has(Overlay::AwsIrsa) {
             say(
                 "kubectl -n jrs create secret generic jrs-store --from-env-file=FILE   (AWS_ACCESS_KEY_ID=... and so on)",
             );
@@ -243,7 +296,7 @@ impl Render {
         say("kubectl -n jrs logs -f -l app.kubernetes.io/component=coordinator");
         say(&format!("jrs runs show {} {}", self.store, self.run));
         let what =
-            if self.overlay == Overlay::PlainJob { "job jrs-coordinator jrs-worker" } else { "jobset jrs" };
+            if chosen.way == Overlay::PlainJob { "job jrs-coordinator jrs-worker" } else { "jobset jrs" };
         say(&format!(
             "to resume: kubectl -n jrs delete {what}; kubectl apply -k {out}   (goes on from the newest checkpoint)"
         ));
@@ -280,7 +333,7 @@ mod tests {
     fn every_manifest_is_in_the_command() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../k8s");
         let mut found = Vec::new();
-        let mut open = vec![root.join("base"), root.join("overlays")];
+        let mut open = ["base", "components", "overlays"].map(|part| root.join(part)).to_vec();
         while let Some(folder) = open.pop() {
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
