@@ -16,6 +16,7 @@
 //! The same kernels run on NVIDIA GPUs (feature `cuda`) and, compiled for the processor, on any machine (feature `cpu`), where
 //! they are tested. A handle shorter than its shape says is a bug of the caller and panics; what goes wrong on the device is an
 //! [`Error`] of [`buffer::download`] or [`device::open`].
+#![cfg(any(feature = "cuda", feature = "cpu", feature = "ptx"))]
 
 pub mod buffer;
 mod channel_sums;
