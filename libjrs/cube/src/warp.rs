@@ -96,6 +96,7 @@ struct Axis {
 }
 
 #[cube]
+#[allow(clippy::eq_op)] // the test for NaN that every runtime has
 fn axis(m: usize, offset: usize, u: f32, size: usize) -> Axis {
     let position = f32::cast_from(m + offset) + u;
     let last = f32::cast_from(size - 1);
