@@ -146,10 +146,10 @@ mod tests {
     }
 
     fn same_bits(place: Place) {
-        let whole = [0..TERMS];
-        let (reference, stop) = shared(&whole, Place::Cpu).remove(0);
+        let whole = 0..TERMS;
+        let (reference, stop) = shared(std::slice::from_ref(&whole), Place::Cpu).remove(0);
         assert!(stop && reference.iter().any(|v| f32::from_bits(*v).is_nan()), "the block with the infinity");
-        for shares in [&whole[..], &[0..2, 2..2, 2..3][..]] {
+        for shares in [std::slice::from_ref(&whole), &[0..2, 2..2, 2..3][..]] {
             for (rank, (bits, stop)) in shared(shares, place).into_iter().enumerate() {
                 assert!(stop, "rank {rank} of {} on {place} learns of the wish", shares.len());
                 assert!(bits == reference, "rank {rank} of {} on {place} has other bits", shares.len());

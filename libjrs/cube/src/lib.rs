@@ -16,6 +16,10 @@
 //! The same kernels run on NVIDIA GPUs (feature `cuda`) and, compiled for the processor, on any machine (feature `cpu`), where
 //! they are tested. A handle shorter than its shape says is a bug of the caller and panics; what goes wrong on the device is an
 //! [`Error`] of [`buffer::download`] or [`device::open`].
+#![cfg_attr(
+    not(any(feature = "cuda", feature = "cpu", feature = "ptx")),
+    allow(rustdoc::broken_intra_doc_links)
+)]
 #![cfg(any(feature = "cuda", feature = "cpu", feature = "ptx"))]
 
 pub mod buffer;

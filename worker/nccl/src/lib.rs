@@ -4,7 +4,7 @@
 //! [`Communicator::idle`] say how far they are. Deadlines, and what failures mean, are the caller's (`jrs-worker`). The
 //! exceptions are [`Communicator::abort`] and [`Communicator::destroy`], which may hang if the library does.
 //!
-//! [`loaded`] is the library itself (feature `library`). Others who implement the traits are simulations in tests.
+//! `loaded` is the library itself (feature `library`). Others who implement the traits are simulations in tests.
 
 #[cfg(feature = "library")]
 pub mod loaded;

@@ -1,7 +1,7 @@
 //! Sums that are the same every time, and fast, on every device.
 //!
 //! Burn's own on CubeCL devices either add with atomics, in an order that no two runs share, or give each result to one
-//! thread. There, sums are taken in steps of [`PARTS`] instead.
+//! thread. There, sums are taken in steps instead.
 
 use burn::tensor::Tensor;
 
