@@ -160,7 +160,7 @@ fn values_that_mean_nothing() {
     }
     assert_eq!(
         code(&jrs_register_input { max_tile_bytes: 1, ..given }),
-        JRS_E_INPUT,
+        JRS_E_MEMORY,
         "no tile is that small"
     );
 

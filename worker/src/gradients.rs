@@ -103,7 +103,7 @@ mod cube {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::collective::threads;
+    use crate::collective::{Alone, threads};
     use crate::device::Place;
     use std::ops::Range;
 
@@ -136,10 +136,17 @@ mod tests {
         };
         std::thread::scope(|scope| {
             let rank = &rank;
-            let ranks: Vec<_> = threads::ring(shares.len())
+            let ranks: Vec<Box<dyn Collective>> = match shares.len() {
+                1 => vec![Box::new(Alone)],
+                n => threads::ring(n)
+                    .into_iter()
+                    .map(|ring| -> Box<dyn Collective> { Box::new(ring) })
+                    .collect(),
+            };
+            let ranks: Vec<_> = ranks
                 .into_iter()
                 .zip(shares.iter().cloned())
-                .map(|(ring, mine)| scope.spawn(move || rank(Box::new(ring), mine)))
+                .map(|(ring, mine)| scope.spawn(move || rank(ring, mine)))
                 .collect();
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         })
