@@ -21,6 +21,7 @@ fn values(client: &Client, handle: Handle) -> Vec<f32> {
 }
 
 #[test]
+#[ignore = "has never ended on the CPU runtime; why is open (docs/gpu.md)"]
 fn convolutions_are_their_definition() {
     let client = client();
     let layer = |c_in, c_out, input, kernel, stride, padding| Conv3d {

@@ -14,7 +14,7 @@
 //! | [`warp`] | trilinear warp with replicated border | displacement |
 //!
 //! All slices are checked against the shapes on entry; a wrong length is a bug of the caller and panics.
-//! This crate and the C ABI are the only places of the project with `unsafe`.
+//! This crate, its sister for GPUs (`jrs-cube`), NCCL (`jrs-nccl`) and the C ABI are the only places of the project with `unsafe`.
 
 pub mod bf16;
 pub mod conv3d;
