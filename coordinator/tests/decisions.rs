@@ -128,54 +128,73 @@ fn a_lost_coordinator_costs_nothing() {
     assert!(world.state().unwrap().claimed() > generation);
 }
 
+/// Three workers that step, at most one event at a time; the store says yes to every claim.
+struct Three {
+    state: State,
+    now: Duration,
+}
+
+impl Three {
+    fn new() -> Self {
+        let state = State::new(Policy::new(3), cut(), 1, None, Duration::ZERO);
+        let mut three = Self { state, now: Duration::ZERO };
+        for number in 0..3 {
+            three.step(Event::Attached(Arrival {
+                worker: worker(number),
+                connection: u64::from(number),
+                address: format!("host-{number}:7000"),
+                standing: Standing::Idle,
+                generation: 0,
+                updates: None,
+            }));
+        }
+        three
+    }
+
+    fn step(&mut self, event: Event) {
+        self.now += Duration::from_millis(10);
+        let (next, effects) = self.state.clone().step(event, self.now);
+        self.state = next;
+        for effect in effects {
+            if let jrs_coordinator::decision::Action::Claim { number, .. } = effect.action {
+                self.state = self.state.clone().step(Event::Claimed { number }, self.now).0;
+            }
+        }
+    }
+
+    /// These members of the generation fail, and each suspects others.
+    fn fail(&mut self, accusations: &[(u8, &[u8])]) {
+        let generation = self.state.generation();
+        for &(who, suspects) in accusations {
+            let suspects = suspects.iter().copied().map(worker).collect();
+            let reason = "no connection".to_owned();
+            self.step(Event::Failed { worker: worker(who), generation, updates: 0, suspects, reason });
+        }
+    }
+}
+
+/// Worker 2 reaches nobody, nobody reaches it, and all of them reach the coordinator.
 #[test]
 fn a_member_that_nobody_reaches_is_put_out() {
-    let mut state = State::new(Policy::new(3), cut(), 1, None, Duration::ZERO);
-    let mut now = Duration::ZERO;
-    let mut step = |event: Event, millis: u64| {
-        now += Duration::from_millis(millis);
-        let (next, mut effects) = state.clone().step(event, now);
-        state = next;
-        // The store says yes.
-        let asked: Vec<u64> = effects
-            .iter()
-            .filter_map(|effect| match effect.action {
-                jrs_coordinator::decision::Action::Claim { number, .. } => Some(number),
-                _ => None,
-            })
-            .collect();
-        for number in asked {
-            let (next, more) = state.clone().step(Event::Claimed { number }, now);
-            state = next;
-            effects.extend(more);
-        }
-        (state.generation(), state.ranks().len(), effects)
-    };
-    for number in 0..3 {
-        let arrival = Arrival {
-            worker: worker(number),
-            connection: u64::from(number),
-            address: format!("host-{number}:7000"),
-            standing: Standing::Idle,
-            generation: 0,
-            updates: None,
-        };
-        step(Event::Attached(arrival), 1);
-    }
-    // Worker 2 reaches nobody, nobody reaches it, and all of them reach the coordinator.
+    let mut three = Three::new();
     for _ in 0..2 {
-        let generation = step(Event::Tick, 1).0;
-        let mut failed = |who: u8, suspects: Vec<WorkerId>| {
-            let reason = "no connection".to_owned();
-            step(Event::Failed { worker: worker(who), generation, updates: 0, suspects, reason }, 10)
-        };
-        failed(0, vec![worker(2)]);
-        failed(1, vec![worker(2)]);
-        failed(2, vec![worker(0), worker(1)]);
+        three.fail(&[(0, &[2]), (1, &[2]), (2, &[0, 1])]);
     }
-    let (_, ranks, _) = step(Event::Tick, 1);
-    assert_eq!(ranks, 2);
-    assert!(state.is_fenced(worker(2)) && !state.is_fenced(worker(0)));
+    assert_eq!(three.state.ranks().len(), 2);
+    assert!(three.state.is_fenced(worker(2)) && !three.state.is_fenced(worker(0)));
+}
+
+/// A connection breaks, and in the next generation worker 2 dies: worker 0 notices and lets go of the others, so worker 1
+/// suspects it. Nobody is to blame for that; put out, worker 0 would take its copy of the state with it.
+#[test]
+fn who_gives_up_because_of_a_death_is_not_put_out() {
+    let mut three = Three::new();
+    three.fail(&[(0, &[1]), (1, &[0]), (2, &[0])]);
+    three.step(Event::Detached { worker: worker(2), connection: 2 });
+    three.fail(&[(0, &[2]), (1, &[0])]);
+    assert!(three.state.is_fenced(worker(2)));
+    assert!(!three.state.is_fenced(worker(0)) && !three.state.is_fenced(worker(1)));
+    assert_eq!(three.state.ranks().len(), 2);
 }
 
 /// Six micro-batches on four workers: shares of one and two. Twice the work in two micro-batches is no straggler.

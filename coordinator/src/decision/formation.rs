@@ -159,7 +159,7 @@ impl State {
         self.policy.boundary.max(5 * self.usual_step().unwrap_or(self.policy.long / 5))
     }
 
-    /// How long an urgent one may take: a worker that computes hears of it only when it has computed.
+    /// How long an urgent one may take: a worker that computes hears of it between micro-batches.
     fn abort(&self) -> Duration {
         self.usual_step().map_or(self.policy.long, |step| self.policy.abort.max(2 * step + PAUSE))
     }
@@ -170,7 +170,10 @@ impl State {
             return;
         }
         let reason = reason.clone();
-        if let Some(formation) = self.formation.as_ref().filter(|formation| !formation.suspicion.is_empty()) {
+        // A loss explains the failure, and whoever lets go of its connections for that is suspected without cause.
+        let is_whole = self.members().iter().all(|member| self.workers.contains_key(&member.worker));
+        let failed = |formation: &&Formation| is_whole && !formation.suspicion.is_empty();
+        if let Some(formation) = self.formation.as_ref().filter(failed) {
             // One that stepped and broke is a failure too, which the first step of the next one makes good.
             self.failures += 1;
             if self.newest <= formation.start {

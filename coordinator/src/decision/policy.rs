@@ -30,7 +30,8 @@ pub struct Policy {
     pub work: Duration,
     /// So long may connecting, receiving state, validating and saving take, and any phase while no step is known.
     pub long: Duration,
-    /// Generations in a row that failed, the last one without a step, after which the one that most others suspect is put out.
+    /// Generations in a row that failed with all their members alive, the last one without a step, after which the one that
+    /// most others suspect is put out.
     pub strikes: u32,
     /// How long a host whose worker was put out is left alone at first; doubled each time.
     pub hold_off: Duration,
