@@ -96,8 +96,7 @@ impl Gan {
     ) -> Result<Updated<f32>, Failure> {
         let trained = self.critic.as_ref().expect("only systems with a critic update one");
         let parameters = trained.parameters.len();
-        let contributions: Vec<Contribution> =
-            share.micro_batches().map(|(number, patches)| self.critic_gradient(number, patches)).collect();
+        let contributions = group.compute(share, |number, patches| self.critic_gradient(number, patches))?;
         let combined = group.combine(share.count, parameters, &contributions, &self.device)?;
 
         let mut wasserstein = 0.0;
@@ -124,8 +123,8 @@ impl Gan {
         group: &mut Group<'_>,
     ) -> Result<Updated<GeneratorLosses>, Failure> {
         let parameters = self.generator.parameters.len();
-        let contributions: Vec<Contribution> =
-            share.micro_batches().map(|(number, patches)| self.generator_gradient(number, patches)).collect();
+        let contributions =
+            group.compute(share, |number, patches| self.generator_gradient(number, patches))?;
         let combined = group.combine(share.count, parameters, &contributions, &self.device)?;
 
         let mut losses = GeneratorLosses::default();

@@ -108,6 +108,24 @@ pub struct Combined {
 }
 
 impl Group<'_> {
+    /// This rank's contributions, one micro-batch after the other for as long as the group stands.
+    ///
+    /// # Errors
+    /// If the group breaks meanwhile.
+    pub fn compute(
+        &mut self,
+        share: &Share<'_>,
+        gradient: impl Fn(usize, &[Patch]) -> Contribution,
+    ) -> Result<Vec<Contribution>, Failure> {
+        share
+            .micro_batches()
+            .map(|(number, patches)| {
+                self.collective.check()?;
+                Ok(gradient(number, patches))
+            })
+            .collect()
+    }
+
     /// Combines the contributions of all ranks to a step of `count` micro-batches over `parameters` values. The result is
     /// on `device`.
     ///

@@ -231,6 +231,22 @@ fn waiting_can_be_aborted_from_another_thread() {
     drop(silent);
 }
 
+#[test]
+fn a_group_that_is_gone_is_noticed_between_operations() {
+    let mut members = tcp(3);
+    let standing = |(member, _): &mut (Box<dyn Collective>, Abort)| member.check().is_ok();
+    assert!(members.iter_mut().all(standing));
+    members[0].1.pull();
+    assert_eq!(members[0].0.check().unwrap_err().cause, Cause::Aborted);
+    let clock = Instant::now();
+    while members.iter_mut().any(standing) {
+        assert!(clock.elapsed() < Duration::from_secs(2), "nobody noticed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let failure = members[1].0.check().unwrap_err();
+    assert_eq!((failure.cause, failure.suspect), (Cause::Lost, Some(0)));
+}
+
 /// How a sum fails on all `members`, while `meanwhile` runs.
 fn failures(members: Vec<(Box<dyn Collective>, Abort)>, meanwhile: impl FnOnce() + Send) -> Vec<Failure> {
     std::thread::scope(|scope| {

@@ -34,6 +34,14 @@ pub trait Collective: Send {
     /// The step that the operations from here on belong to; a peer in another step is refused. `patience` is the longest
     /// that a peer may keep this rank waiting.
     fn begin(&mut self, step: u64, patience: Duration);
+    /// Whether the group still stands, as far as can be told without waiting. Asked between micro-batches: what is computed for a
+    /// group that is gone is computed for nothing, and the next group waits for it.
+    ///
+    /// # Errors
+    /// What broke it.
+    fn check(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
     /// Element-wise maximum over all ranks.
     fn max(&mut self, values: &mut [i32]) -> Result<(), Failure>;
     /// Element-wise sum over all ranks; the caller sees to it that it fits.
@@ -90,6 +98,10 @@ pub enum Cause {
 }
 
 impl Failure {
+    fn aborted() -> Self {
+        Self { cause: Cause::Aborted, suspect: None, reason: "the collective was aborted".to_owned() }
+    }
+
     fn who(&self) -> String {
         self.suspect.map_or_else(|| "the group of workers".to_owned(), |rank| format!("rank {rank}"))
     }

@@ -165,6 +165,10 @@ impl<L: Link> Collective for Ring<L> {
         (self.step, self.patience) = (step, patience);
     }
 
+    fn check(&mut self) -> Result<(), Failure> {
+        self.link.broken().map_or(Ok(()), Err)
+    }
+
     fn max(&mut self, values: &mut [i32]) -> Result<(), Failure> {
         self.reduce(Operation::Max, values, i32::max)
     }

@@ -108,8 +108,7 @@ pub fn wait<C: Communicator>(
             return Ok(());
         }
         if abort.pulled() {
-            let reason = "the collective was aborted".to_owned();
-            return Err(Failure { cause: Cause::Aborted, suspect: None, reason });
+            return Err(Failure::aborted());
         }
         let now = Instant::now();
         if now >= deadline {

@@ -287,6 +287,13 @@ impl<L: Library> Collective for Nccl<L> {
         (self.step, self.patience) = (step, patience);
     }
 
+    fn check(&mut self) -> Result<(), Failure> {
+        if self.abort.pulled() {
+            return Err(Failure::aborted());
+        }
+        self.tether.as_mut().and_then(|tether| tether.broken()).map_or(Ok(()), Err)
+    }
+
     fn max(&mut self, values: &mut [i32]) -> Result<(), Failure> {
         self.reduce(Operation::Max, Reduction::MaxI32, values)
     }

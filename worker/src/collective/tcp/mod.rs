@@ -108,8 +108,7 @@ impl TcpLink {
 
     fn failure(&self, cause: Cause, peer: usize, reason: String) -> Failure {
         if self.abort.pulled() {
-            let reason = "the collective was aborted".to_owned();
-            return Failure { cause: Cause::Aborted, suspect: None, reason };
+            return Failure::aborted();
         }
         Failure { cause, suspect: Some(peer), reason }
     }
