@@ -38,20 +38,19 @@ pub struct jrs_qa_limits {
 
 // SAFETY: repr(C), the size first, then f64 only.
 unsafe impl AbiStruct for jrs_qa_limits {
-    // Those of libjrs::qa::QaLimits::default(), which is no constant; a test compares.
     const DEFAULT: Self = Self {
         struct_size: size_of::<Self>(),
-        folding_review: 0.001,
-        folding_reject: 0.01,
-        inverse_consistency_p95_review_mm: 3.0,
-        inverse_consistency_p95_reject_mm: 10.0,
-        volume_ratio_review: [0.5, 2.0],
-        volume_ratio_reject: [0.1, 10.0],
-        ncc_drop_review: 0.0,
-        ncc_drop_reject: 0.1,
-        out_of_field_review: 0.05,
-        out_of_field_reject: 0.5,
-        beyond_capture_range_review: 0.0,
+        folding_review: QaLimits::DEFAULT.folding_review,
+        folding_reject: QaLimits::DEFAULT.folding_reject,
+        inverse_consistency_p95_review_mm: QaLimits::DEFAULT.inverse_consistency_p95_review_mm,
+        inverse_consistency_p95_reject_mm: QaLimits::DEFAULT.inverse_consistency_p95_reject_mm,
+        volume_ratio_review: QaLimits::DEFAULT.volume_ratio_review,
+        volume_ratio_reject: QaLimits::DEFAULT.volume_ratio_reject,
+        ncc_drop_review: QaLimits::DEFAULT.ncc_drop_review,
+        ncc_drop_reject: QaLimits::DEFAULT.ncc_drop_reject,
+        out_of_field_review: QaLimits::DEFAULT.out_of_field_review,
+        out_of_field_reject: QaLimits::DEFAULT.out_of_field_reject,
+        beyond_capture_range_review: QaLimits::DEFAULT.beyond_capture_range_review,
     };
 }
 

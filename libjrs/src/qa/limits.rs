@@ -46,21 +46,26 @@ pub struct QaLimits {
     pub beyond_capture_range_review: f64,
 }
 
+impl QaLimits {
+    /// The defaults; a constant, because the C interface has them too.
+    pub const DEFAULT: Self = Self {
+        folding_review: 0.001,
+        folding_reject: 0.01,
+        inverse_consistency_p95_review_mm: 3.0,
+        inverse_consistency_p95_reject_mm: 10.0,
+        volume_ratio_review: [0.5, 2.0],
+        volume_ratio_reject: [0.1, 10.0],
+        ncc_drop_review: 0.0,
+        ncc_drop_reject: 0.1,
+        out_of_field_review: 0.05,
+        out_of_field_reject: 0.5,
+        beyond_capture_range_review: 0.0,
+    };
+}
+
 impl Default for QaLimits {
     fn default() -> Self {
-        Self {
-            folding_review: 0.001,
-            folding_reject: 0.01,
-            inverse_consistency_p95_review_mm: 3.0,
-            inverse_consistency_p95_reject_mm: 10.0,
-            volume_ratio_review: [0.5, 2.0],
-            volume_ratio_reject: [0.1, 10.0],
-            ncc_drop_review: 0.0,
-            ncc_drop_reject: 0.1,
-            out_of_field_review: 0.05,
-            out_of_field_reject: 0.5,
-            beyond_capture_range_review: 0.0,
-        }
+        Self::DEFAULT
     }
 }
 
