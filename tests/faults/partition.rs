@@ -5,7 +5,7 @@ use crate::cluster::{Cluster, alone, quick, undisturbed, wait};
 use crate::network::Network;
 use std::time::Instant;
 
-const STEPS: u64 = 120;
+const STEPS: u64 = 70;
 
 /// So slow that the run is not over before everything happened, on any machine.
 fn slowly() -> String {
