@@ -98,6 +98,13 @@ impl Seaweed {
         reply[end..].to_vec()
     }
 
+    /// Makes an object of the bucket `runs`, past S3.
+    pub fn write(&self, key: &str, content: &[u8]) {
+        let head = format!("PUT /buckets/runs/{key} HTTP/1.0\r\nContent-Length: {}\r\n\r\n", content.len());
+        let reply = exchange(&format!("127.0.0.1:{}", self.ports[4]), &head, content).unwrap();
+        assert_eq!(status(&reply), Some(201), "{key}");
+    }
+
     fn wait(&self) {
         // Without credentials nothing is shown: the answer that says that it is ready.
         let ask = || exchange(&self.address(), "GET / HTTP/1.0\r\n\r\n", &[]);

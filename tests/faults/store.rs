@@ -21,6 +21,7 @@ fn short() -> String {
 /// A run of `jrs train`.
 struct Run {
     config: PathBuf,
+    data: String,
     logs: PathBuf,
     out: String,
     variables: Vec<(String, String)>,
@@ -31,14 +32,14 @@ impl Run {
         let logs = folder(name);
         let file = logs.join("run.toml");
         std::fs::write(&file, config).unwrap();
-        Self { config: file, logs, out: out.into(), variables }
+        Self { config: file, data: cache().display().to_string(), logs, out: out.into(), variables }
     }
 
     /// Not started.
     fn train(&self, flags: &[&str]) -> Command {
         let mut command = jrs();
         command.envs(self.variables.iter().cloned());
-        command.arg("train").arg("--config").arg(&self.config).arg("--data").arg(cache());
+        command.arg("train").arg("--config").arg(&self.config).args(["--data", &self.data]);
         command.args(["--out", &self.out, "--logs"]).arg(&self.logs).args(flags);
         command
     }
@@ -219,6 +220,38 @@ fn killed_in_a_save() {
     let shown = run.ask("show", &[]);
     assert_eq!((orphans(&shown), &shown["checkpoints"]), (0, &json!(2)), "{shown}");
     assert_eq!(run.ask("list", &[])[0]["newest"], 8);
+}
+
+/// Data and run in one bucket: alone and in a cluster the model is that of local files.
+#[test]
+fn data_in_a_bucket() {
+    let _alone = alone();
+    let Some(store) = Seaweed::start("data-in-a-bucket") else { return };
+    copy(&store, cache(), "cache");
+    let config = short();
+    for (name, workers) in [("alone", &[][..]), ("cluster", &["--workers", "2"])] {
+        let out = format!("s3://runs/{name}");
+        let mut run =
+            Run::new(&format!("data-in-a-bucket-{name}"), &config, &out, variables(&store.address(), SECRET));
+        run.data = "s3://runs/cache".into();
+        let copies = run.logs.join("copies").display().to_string();
+        let flags = [&["--copies", &copies], workers].concat();
+        succeed(run.train(&flags));
+        assert!(run.model() == undisturbed(&config), "{name}: the model differs");
+        run.assert_sound();
+    }
+}
+
+/// Copies all that is in a folder.
+fn copy(store: &Seaweed, folder: &Path, key: &str) {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let (path, key) = (entry.path(), format!("{key}/{}", entry.file_name().display()));
+        if path.is_dir() {
+            copy(store, &path, &key)
+        } else {
+            store.write(&key, &std::fs::read(path).unwrap())
+        }
+    }
 }
 
 /// The newest checkpoints are flipped, truncated or gone: the one before loads, which is said, and the run ends as ever.

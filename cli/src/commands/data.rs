@@ -4,20 +4,40 @@ use jrs_coordinator::Bucket;
 use jrs_data::cache::Prepared;
 use jrs_data::source::{Nearby, Source};
 use libjrs::{Error, Result};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Where copies of remote data are kept.
 #[derive(clap::Args)]
 pub struct Copies {
     /// Folder for copies of pairs, if the data is in a bucket.
-    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir().join("jrs-data"))]
+    #[arg(long, value_name = "DIR", default_value_os_t = Self::default().copies)]
     copies: PathBuf,
     /// Megabytes that copies may take; those not used for longest go first.
-    #[arg(long, value_name = "MB", default_value_t = 20_000)]
+    #[arg(long, value_name = "MB", default_value_t = Self::default().copies_mb)]
     copies_mb: u64,
 }
 
+impl Default for Copies {
+    fn default() -> Self {
+        Self { copies: std::env::temp_dir().join("jrs-data"), copies_mb: 20_000 }
+    }
+}
+
 impl Copies {
+    /// What another process needs to open the same `data` with the same copies.
+    pub fn flags(&self, data: &str) -> [OsString; 6] {
+        let megabytes = self.copies_mb.to_string();
+        [
+            "--data".into(),
+            data.into(),
+            "--copies".into(),
+            self.copies.clone().into(),
+            "--copies-mb".into(),
+            megabytes.into(),
+        ]
+    }
+
     /// Opens a prepared cache in a folder or at a URL.
     pub fn open(&self, place: &str) -> Result<Prepared> {
         let folder = place.strip_prefix("file://").unwrap_or(place);

@@ -1,5 +1,6 @@
 //! `jrs demo`: the whole loop on one machine, from nothing to a report.
 
+use super::data::Copies;
 use super::evaluate::{self, SplitArg};
 use super::train;
 use super::{Align, ComputeArgs, phase};
@@ -78,7 +79,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let iterations = jrs_worker::config::TrainConfig::load(&config)?.iterations;
     let mut training = train::Args {
         config,
-        data: folder("cache"),
+        data: folder("cache").display().to_string(),
+        copies: Copies::default(),
         out: folder("runs").display().to_string(),
         run: "demo".into(),
         resume: None,

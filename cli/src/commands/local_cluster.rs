@@ -4,7 +4,6 @@ use super::phase;
 use super::train::{Args, Summary};
 use anyhow::Context;
 use jrs_coordinator::{Bucket, RunStore, Start};
-use jrs_data::cache::Prepared;
 use jrs_telemetry::interrupt::Interrupt;
 use jrs_worker::cluster::{BAD_CONFIG, FAULT_VARIABLE};
 use jrs_worker::config::TrainConfig;
@@ -32,7 +31,7 @@ pub fn train(
     interrupt: &Interrupt,
 ) -> anyhow::Result<Summary> {
     let config = TrainConfig::load(&args.config)?;
-    let digest = Prepared::open(&args.data)?.digest;
+    let digest = args.copies.open(&args.data)?.digest;
     let start = if args.resume.is_some() { Start::Resume } else { Start::New };
     RunStore::open(&args.out, &args.run)?.start_run(&config.to_toml(), &digest, start)?;
 
@@ -112,7 +111,8 @@ impl Cluster {
             command
         };
         let mut coordinator = jrs(1);
-        coordinator.arg("coordinator").arg("--config").arg(&args.config).arg("--data").arg(&args.data);
+        coordinator.arg("coordinator").arg("--config").arg(&args.config);
+        coordinator.args(args.copies.flags(&args.data));
         coordinator.args(["--out", &args.out, "--run", &args.run, "--listen", &address]);
         coordinator.args(["--workers", &workers.to_string()]).arg("--token-file").arg(token);
         if let Some(step) = args.resume.as_deref().filter(|step| *step != "latest") {
@@ -123,7 +123,8 @@ impl Cluster {
             let mut command = jrs(threads);
             command.args(["worker", "--coordinator", &address, "--listen", "127.0.0.1:0"]);
             command.args(["--device", &args.device.to_string()]);
-            command.arg("--data").arg(&args.data).arg("--logs").arg(logs).arg("--token-file").arg(token);
+            command.args(args.copies.flags(&args.data));
+            command.arg("--logs").arg(logs).arg("--token-file").arg(token);
             Member::start(format!("worker {number}"), command)
         };
         Ok(Self {

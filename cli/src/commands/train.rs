@@ -1,11 +1,11 @@
 //! `jrs train`: one run on this machine, with progress, loss tables and checkpoints.
 
+use super::data::Copies;
 use super::tables::Tables;
 use super::{local_cluster, phase};
 use anyhow::Context;
 use bytes::Bytes;
 use jrs_coordinator::{BackgroundSaver, Retention, RunStore, Start, Started};
-use jrs_data::cache::Prepared;
 use jrs_telemetry::interrupt::Interrupt;
 use jrs_telemetry::progress::Phase;
 use jrs_worker::config::TrainConfig;
@@ -24,14 +24,18 @@ pub const STATE: &str = "state.safetensors";
 /// Arguments of `jrs train`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  jrs train --config run.toml --data cache --out runs\n  \
-                        jrs train --config run.toml --data cache --out runs --resume")]
+                        jrs train --config run.toml --data cache --out runs --resume\n  \
+                        jrs train --config run.toml --data s3://bucket/cache --out s3://bucket --workers 2")]
 pub struct Args {
     /// The run's TOML file.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Prepared cache (`jrs prepare`).
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
+    /// Prepared cache (`jrs prepare`): a folder or a URL.
+    #[arg(long, value_name = "URL")]
+    pub data: String,
+    /// Where copies of remote data are kept.
+    #[command(flatten)]
+    pub copies: Copies,
     /// Object store for checkpoints: a folder or a URL.
     #[arg(long, value_name = "URL")]
     pub out: String,
@@ -99,7 +103,7 @@ pub fn train(args: &Args, interrupt: &Interrupt) -> anyhow::Result<Summary> {
         return local_cluster::train(args, workers, &logs, interrupt);
     }
     let config = TrainConfig::load(&args.config)?;
-    let prepared = Prepared::open(&args.data)?;
+    let prepared = args.copies.open(&args.data)?;
     let device = jrs_worker::device::open(args.device)?;
     let store = Arc::new(RunStore::open(&args.out, &args.run)?);
 
