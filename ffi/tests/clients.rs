@@ -309,6 +309,17 @@ fn valgrind_finds_nothing() {
     must_succeed(&said);
 }
 
+#[test]
+fn nothing_is_asked_of_the_host() {
+    let Some(ground) = ground() else { return };
+    let Some(client) = ground.compile(&here("tests/clients/quiet.c"), "quiet-build", &["-O1"]) else {
+        return;
+    };
+    let said = output(ground.run(client).arg(&ground.model)).unwrap();
+    assert!(said.stderr.is_empty(), "{}", String::from_utf8_lossy(&said.stderr));
+    must_succeed(&said);
+}
+
 /// Measured on volumes of some size, so that what a process has besides does not matter.
 #[test]
 fn memory_is_what_was_estimated() {

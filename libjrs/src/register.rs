@@ -20,6 +20,9 @@ use crate::resample::{gaussian_smooth, working_grid};
 use crate::working::working_pair;
 use crate::{Affine, DisplacementField, Error, Grid, Result, Volume};
 
+/// Stack of the thread for what is done meanwhile, bytes: it writes files, and compresses with threads of the pool.
+const STACK: usize = 4 << 20;
+
 /// How to register.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RegisterOptions {
@@ -244,16 +247,19 @@ fn pipeline<T: Send>(
     let forward = Forward { affine, field, network_field, warped };
     clock.lap("output");
 
-    let (backward, told) = std::thread::scope(|scope| {
-        let telling = scope.spawn(|| meanwhile(&forward));
+    // Without a size, the environment would be asked for one, and a library asks nothing of it.
+    let thread = std::thread::Builder::new().stack_size(STACK);
+    let (backward, told) = std::thread::scope(|scope| -> Result<_> {
+        let telling = thread.spawn_scoped(scope, || meanwhile(&forward)).map_err(|e| {
+            Error::input(format!("no thread can be started: {e}"), "let this process have more threads")
+        })?;
         let backward = options.both_directions.then(|| solve(&mut clock, 1, 0)).transpose();
         let backward = backward.map(|v| v.map(|v| after_affine(&v, &inverse_affine, &moving.grid)));
         clock.lap("output");
         let told = telling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         clock.lap("rest of writing");
-        (backward, told)
-    });
-    let backward = backward?;
+        Ok((backward?, told))
+    })?;
     progress.step("output", 1, 1)?;
     let Forward { affine, field, network_field, warped } = forward;
     let timings = clock.laps().to_vec();
