@@ -381,6 +381,8 @@ impl Drop for Cluster {
 pub struct Commit {
     /// Seconds of the day.
     pub at: f64,
+    /// Seconds that this worker was busy with the step.
+    pub took: f64,
     /// Updates done with it.
     pub updates: u64,
     pub generation: u64,
@@ -396,7 +398,8 @@ fn commit(line: &Value) -> Option<Commit> {
     let generation = spans.iter().find_map(|span| span["generation"].as_u64())?;
     let number = |name: &str| line["fields"][name].as_u64();
     let positions = number("first")?..number("end")?;
-    Some(Commit { at: time(line), updates: number("updates")?, generation, positions })
+    let took = line["fields"]["seconds"].as_f64()?;
+    Some(Commit { at: time(line), took, updates: number("updates")?, generation, positions })
 }
 
 /// Seconds of the day in a line's `timestamp`, as in 2026-01-31T12:30:05.123456Z.
