@@ -128,75 +128,6 @@ fn a_lost_coordinator_costs_nothing() {
     assert!(world.state().unwrap().claimed() > generation);
 }
 
-/// Three workers that step, at most one event at a time; the store says yes to every claim.
-struct Three {
-    state: State,
-    now: Duration,
-}
-
-impl Three {
-    fn new() -> Self {
-        let state = State::new(Policy::new(3), cut(), 1, None, Duration::ZERO);
-        let mut three = Self { state, now: Duration::ZERO };
-        for number in 0..3 {
-            three.step(Event::Attached(Arrival {
-                worker: worker(number),
-                connection: u64::from(number),
-                address: format!("host-{number}:7000"),
-                standing: Standing::Idle,
-                generation: 0,
-                updates: None,
-            }));
-        }
-        three
-    }
-
-    fn step(&mut self, event: Event) {
-        self.now += Duration::from_millis(10);
-        let (next, effects) = self.state.clone().step(event, self.now);
-        self.state = next;
-        for effect in effects {
-            if let jrs_coordinator::decision::Action::Claim { number, .. } = effect.action {
-                self.state = self.state.clone().step(Event::Claimed { number }, self.now).0;
-            }
-        }
-    }
-
-    /// These members of the generation fail, and each suspects others.
-    fn fail(&mut self, accusations: &[(u8, &[u8])]) {
-        let generation = self.state.generation();
-        for &(who, suspects) in accusations {
-            let suspects = suspects.iter().copied().map(worker).collect();
-            let reason = "no connection".to_owned();
-            self.step(Event::Failed { worker: worker(who), generation, updates: 0, suspects, reason });
-        }
-    }
-}
-
-/// Worker 2 reaches nobody, nobody reaches it, and all of them reach the coordinator.
-#[test]
-fn a_member_that_nobody_reaches_is_put_out() {
-    let mut three = Three::new();
-    for _ in 0..2 {
-        three.fail(&[(0, &[2]), (1, &[2]), (2, &[0, 1])]);
-    }
-    assert_eq!(three.state.ranks().len(), 2);
-    assert!(three.state.is_fenced(worker(2)) && !three.state.is_fenced(worker(0)));
-}
-
-/// A connection breaks, and in the next generation worker 2 dies: worker 0 notices and lets go of the others, so worker 1
-/// suspects it. Nobody is to blame for that; put out, worker 0 would take its copy of the state with it.
-#[test]
-fn who_gives_up_because_of_a_death_is_not_put_out() {
-    let mut three = Three::new();
-    three.fail(&[(0, &[1]), (1, &[0]), (2, &[0])]);
-    three.step(Event::Detached { worker: worker(2), connection: 2 });
-    three.fail(&[(0, &[2]), (1, &[0])]);
-    assert!(three.state.is_fenced(worker(2)));
-    assert!(!three.state.is_fenced(worker(0)) && !three.state.is_fenced(worker(1)));
-    assert_eq!(three.state.ranks().len(), 2);
-}
-
 /// Six micro-batches on four workers: shares of one and two. Twice the work in two micro-batches is no straggler.
 #[test]
 fn stragglers_are_judged_by_the_micro_batch() {
@@ -391,9 +322,10 @@ impl Led {
         }));
     }
 
-    fn fails(&mut self, number: u8, updates: u64, suspect: u8) {
-        let reason = "it gave no sign of life".to_owned();
-        let (generation, suspects) = (self.state.generation(), vec![worker(suspect)]);
+    fn fails(&mut self, number: u8, updates: u64, suspects: &[u8]) {
+        let reason = "no sign of life".to_owned();
+        let generation = self.state.generation();
+        let suspects = suspects.iter().copied().map(worker).collect();
         self.happens(Event::Failed { worker: worker(number), generation, updates, suspects, reason });
     }
 
@@ -456,10 +388,39 @@ fn a_lone_worker_that_dies_is_followed_by_a_newcomer() {
 fn two_that_lost_each_other_are_parted_after_one_attempt() {
     let mut led = Led::by(Policy::new(3), 3);
     for updates in [1, 1] {
-        led.fails(1, updates, 2);
-        led.fails(2, updates, 1);
-        led.fails(0, updates, 2);
+        led.fails(1, updates, &[2]);
+        led.fails(2, updates, &[1]);
+        led.fails(0, updates, &[2]);
     }
     assert!(led.state.is_fenced(worker(2)));
+    assert_eq!(led.state.ranks().len(), 2);
+}
+
+/// Worker 2 reaches nobody, nobody reaches it, and all of them reach the coordinator.
+#[test]
+fn a_member_that_nobody_reaches_is_put_out() {
+    let mut led = Led::by(Policy::new(3), 3);
+    for _ in 0..2 {
+        led.fails(0, 1, &[2]);
+        led.fails(1, 1, &[2]);
+        led.fails(2, 1, &[0, 1]);
+    }
+    assert_eq!(led.state.ranks().len(), 2);
+    assert!(led.state.is_fenced(worker(2)) && !led.state.is_fenced(worker(0)));
+}
+
+/// A connection breaks, and in the next generation worker 2 dies: worker 0 notices and lets go of the others, so worker 1
+/// suspects it. Nobody is to blame for that; put out, worker 0 would take its copy of the state with it.
+#[test]
+fn who_gives_up_because_of_a_death_is_not_put_out() {
+    let mut led = Led::by(Policy::new(3), 3);
+    led.fails(0, 1, &[1]);
+    led.fails(1, 1, &[0]);
+    led.fails(2, 1, &[0]);
+    led.happens(Event::Detached { worker: worker(2), connection: 2 });
+    led.fails(0, 1, &[2]);
+    led.fails(1, 1, &[0]);
+    assert!(led.state.is_fenced(worker(2)));
+    assert!(!led.state.is_fenced(worker(0)) && !led.state.is_fenced(worker(1)));
     assert_eq!(led.state.ranks().len(), 2);
 }
