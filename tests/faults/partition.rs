@@ -45,14 +45,14 @@ fn hosts_are_cut_off() {
     // Worker 2 answers whatever worker 1 sends with a reset; both hear the coordinator.
     let before = generation(&cluster);
     cluster.network().reset_from(3, 2);
-    goes_on(&cluster, "resets", before, 45.0);
+    goes_on(&cluster, "resets", before, 15.0);
     cluster.network().accept(3);
     all_take_part(&cluster, &workers);
 
     // Worker 1 does not hear worker 0.
     let before = generation(&cluster);
     cluster.network().drop_from(2, 1);
-    goes_on(&cluster, "a one-way loss", before, 60.0);
+    goes_on(&cluster, "a one-way loss", before, 15.0);
     cluster.network().accept(2);
 
     let model = cluster.finish(&workers);

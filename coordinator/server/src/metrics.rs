@@ -38,6 +38,7 @@ pub(crate) struct Metrics {
     workers: Family<InState, Gauge>,
     samples_per_second: Family<Rank, Seconds>,
     data_wait_share: Family<Rank, Seconds>,
+    collective_bytes: Family<Direction, Counter>,
     stragglers: Gauge,
     last_step: Seconds,
     last_checkpoint: Seconds,
@@ -56,6 +57,11 @@ struct InState {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Rank {
     rank: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Direction {
+    direction: &'static str,
 }
 
 impl Metrics {
@@ -83,6 +89,7 @@ impl Metrics {
             workers: Family::default(),
             samples_per_second: Family::default(),
             data_wait_share: Family::default(),
+            collective_bytes: Family::default(),
             stragglers: Gauge::default(),
             last_step: Gauge::default(),
             last_checkpoint: Gauge::default(),
@@ -122,6 +129,13 @@ impl Metrics {
         self.last_checkpoint.set(now());
         self.checkpoint_seconds.observe(seconds);
         self.stall_seconds.observe(stall);
+    }
+
+    /// Bytes that a worker's collectives sent and received since it last said so.
+    pub(crate) fn collective(&self, sent: u64, received: u64) {
+        for (direction, bytes) in [("sent", sent), ("received", received)] {
+            self.collective_bytes.get_or_create(&Direction { direction }).inc_by(bytes);
+        }
     }
 
     /// Takes over what the status says.
@@ -185,6 +199,11 @@ impl Metrics {
             "worker_data_wait_ratio",
             "Share of its time that a rank waits for data",
             self.data_wait_share.clone(),
+        );
+        r.register(
+            "collective_bytes",
+            "Bytes that passed the TCP connections of all workers' collectives, counted at the sockets",
+            self.collective_bytes.clone(),
         );
         r.register("stragglers", "Workers much slower than the median", self.stragglers.clone());
         r.register(

@@ -40,6 +40,8 @@ pub(crate) struct Reported {
     pub(crate) samples_per_second: f64,
     pub(crate) data_wait_share: f64,
     pub(crate) collective: String,
+    /// Bytes its collectives sent and received by its own count; none before its first heartbeat.
+    collective_bytes: Option<[u64; 2]>,
 }
 
 /// Loss curves, thinned out when they grow long.
@@ -105,7 +107,7 @@ impl Record {
     ) {
         let Some(body) = &message.body else { return };
         if let Body::Heartbeat(heartbeat) = body {
-            self.heartbeat(worker, heartbeat);
+            self.heartbeat(worker, heartbeat, metrics);
         }
         if message.generation != generation {
             return;
@@ -164,12 +166,16 @@ impl Record {
         }
     }
 
-    fn heartbeat(&mut self, worker: WorkerId, heartbeat: &Heartbeat) {
+    fn heartbeat(&mut self, worker: WorkerId, heartbeat: &Heartbeat, metrics: &Metrics) {
         let known = self.workers.entry(worker).or_default();
         known.phase = phase_name(heartbeat.phase());
         known.samples_per_second = heartbeat.samples_per_second;
         known.data_wait_share = heartbeat.data_wait_share;
         known.collective.clone_from(&heartbeat.collective);
+        let bytes = [heartbeat.collective_sent, heartbeat.collective_received];
+        // What a worker sent under an earlier coordinator, or before it was put out, was counted then.
+        let before = known.collective_bytes.replace(bytes).unwrap_or(bytes);
+        metrics.collective(bytes[0].saturating_sub(before[0]), bytes[1].saturating_sub(before[1]));
     }
 }
 

@@ -55,7 +55,8 @@ fn the_page_shows_the_run() {
 
 /// 300 steps with curves, two checkpoints and a validation, as rank 0 reports them.
 fn train(first: &Worker, second: &Worker) {
-    for worker in [first, second] {
+    // What was sent before the first heartbeat is not this coordinator's.
+    for (worker, sent) in [(first, 5_000), (second, 0), (first, 7_000), (second, 3_000)] {
         let heartbeat = Heartbeat {
             phase: Phase::Forward.into(),
             phase_seconds: 0.1,
@@ -63,6 +64,8 @@ fn train(first: &Worker, second: &Worker) {
             compute_seconds: 0.3,
             data_wait_share: 0.004,
             collective: "NCCL".into(),
+            collective_sent: sent,
+            collective_received: 2 * sent,
         };
         worker.send(0, Body::Heartbeat(heartbeat));
     }
@@ -97,6 +100,8 @@ fn probes_and_metrics(coordinator: &Coordinator) {
         "jrs_steps_total{run=\"run\"} 300",
         "jrs_step{run=\"run\"} 300",
         "jrs_checkpoints_total{run=\"run\"} 2",
+        "jrs_collective_bytes_total{run=\"run\",direction=\"sent\"} 5000",
+        "jrs_collective_bytes_total{run=\"run\",direction=\"received\"} 10000",
         "jrs_workers{run=\"run\",state=\"stepping\"} 2",
         "jrs_messages_received_total{run=\"run\",kind=\"committed\"} 300",
         "# EOF",

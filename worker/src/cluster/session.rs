@@ -83,7 +83,8 @@ impl<'k> Session<'k> {
         })?;
         let address = advertised(&options, rendezvous.address())?;
         tracing::info!(address, collective = options.collective.describe(), "listening for other workers");
-        let shared = Shared::new(address, options.run.clone().unwrap_or_default());
+        let shared =
+            Shared::new(address, options.run.clone().unwrap_or_default(), rendezvous.traffic().clone());
         let (coordinator, hello) = (options.coordinator.clone(), shared.clone());
         let attach = move || {
             let hello = hello.clone();

@@ -1,7 +1,7 @@
 //! What a worker is doing, as its two threads and the coordinator see it.
 
 use super::fault::{Fault, Moment};
-use crate::collective::tcp::Abort;
+use crate::collective::tcp::{Abort, Traffic};
 use crate::step::{Phase as StepPhase, Watch};
 use jrs_protocol::message::from_worker::Body;
 use jrs_protocol::message::{FromWorker, Heartbeat, Hello, Phase, Standing};
@@ -35,6 +35,8 @@ pub(super) struct Status {
     pub data_wait_share: f64,
     /// What carries the collective of the generation.
     pub transport: &'static str,
+    /// What has passed the collectives' connections.
+    traffic: Traffic,
     forward_since: Option<Instant>,
     /// Breaks off the collective of the generation.
     pub abort: Abort,
@@ -45,7 +47,7 @@ pub(super) struct Status {
 }
 
 impl Shared {
-    pub fn new(address: String, run: String) -> Self {
+    pub fn new(address: String, run: String, traffic: Traffic) -> Self {
         Self(Arc::new(Mutex::new(Status {
             worker: Uuid::new_v4(),
             run,
@@ -61,6 +63,7 @@ impl Shared {
             compute_seconds: 0.0,
             data_wait_share: 0.0,
             transport: "",
+            traffic,
             forward_since: None,
             abort: Abort::default(),
             ending: 0,
@@ -110,6 +113,8 @@ impl Shared {
             compute_seconds: status.compute_seconds,
             data_wait_share: status.data_wait_share,
             collective: status.transport.into(),
+            collective_sent: status.traffic.sent(),
+            collective_received: status.traffic.received(),
         };
         status.message(Body::Heartbeat(heartbeat))
     }

@@ -1,9 +1,7 @@
 //! Messages as bytes: a header of fixed size, then the content. Nothing in it is trusted.
 
 use crate::collective::ring::{Message, Operation};
-use std::io::{BufReader, Error, ErrorKind, Read, Result, Write};
-use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::io::{Error, ErrorKind, Read, Result, Write};
 
 const MAGIC: [u8; 4] = *b"JRSm";
 /// magic, credential, step, number, operation, length, checksum.
@@ -16,34 +14,41 @@ const TRUSTED: u64 = 64 << 20;
 /// Stands for (run, generation, key) in every frame.
 pub type Credential = [u8; 8];
 
-/// Writes one frame.
+/// Where frames that carry a message name its operation, others have this.
+const SIGN_OF_LIFE: u8 = 0;
+
+/// Writes one message.
 pub fn write_frame(to: &mut impl Write, credential: Credential, message: &Message) -> Result<()> {
-    let mut header = [0; HEADER];
-    let mut rest = &mut header[..];
-    let length = (message.content.len() as u64).to_le_bytes();
-    for field in [
-        &MAGIC[..],
-        &credential,
-        &message.step.to_le_bytes(),
-        &message.number.to_le_bytes(),
-        &[message.operation as u8],
-        &length,
-    ] {
-        rest.write_all(field)?;
-    }
-    let sum = checksum(&header[..HEADER - 4], &message.content);
-    header[HEADER - 4..].copy_from_slice(&sum.to_le_bytes());
-    to.write_all(&header)?;
-    to.write_all(&message.content)
+    let Message { step, number, operation, content } = message;
+    write(to, credential, [*step, *number], *operation as u8, content)
 }
 
-/// Reads one frame; an error of kind `InvalidData` says what is wrong with it.
-pub fn read_frame(
-    from: &mut BufReader<TcpStream>,
+/// Writes what only says that the sender is there.
+pub fn write_sign_of_life(to: &mut impl Write, credential: Credential) -> Result<()> {
+    write(to, credential, [0, 0], SIGN_OF_LIFE, &[])
+}
+
+fn write(
+    to: &mut impl Write,
     credential: Credential,
-    deadline: Instant,
-) -> Result<Message> {
-    let mut from = Until { from, deadline };
+    [step, number]: [u64; 2],
+    kind: u8,
+    content: &[u8],
+) -> Result<()> {
+    let mut header = [0; HEADER];
+    let mut rest = &mut header[..];
+    let length = (content.len() as u64).to_le_bytes();
+    for field in [&MAGIC[..], &credential, &step.to_le_bytes(), &number.to_le_bytes(), &[kind], &length] {
+        rest.write_all(field)?;
+    }
+    let sum = checksum(&header[..HEADER - 4], content);
+    header[HEADER - 4..].copy_from_slice(&sum.to_le_bytes());
+    to.write_all(&header)?;
+    to.write_all(content)
+}
+
+/// Reads one frame, `None` for a sign of life; an error of kind `InvalidData` says what is wrong with it.
+pub fn read_frame(from: &mut impl Read, credential: Credential) -> Result<Option<Message>> {
     let mut header = [0; HEADER];
     from.read_exact(&mut header)?;
     let eight = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("eight bytes"));
@@ -55,10 +60,11 @@ pub fn read_frame(
     }
     let (step, number, length) = (eight(12), eight(20), eight(29));
     let operation = match header[28] {
-        1 => Operation::Max,
-        2 => Operation::Sum,
-        3 => Operation::Gather,
-        4 => Operation::Broadcast,
+        SIGN_OF_LIFE => None,
+        1 => Some(Operation::Max),
+        2 => Some(Operation::Sum),
+        3 => Some(Operation::Gather),
+        4 => Some(Operation::Broadcast),
         _ => return Err(invalid("a message asks for an unknown operation")),
     };
     if length > LONGEST {
@@ -72,7 +78,7 @@ pub fn read_frame(
     if sum != checksum(&header[..HEADER - 4], &content) {
         return Err(invalid("a message was damaged on its way: its checksum does not match"));
     }
-    Ok(Message { step, number, operation, content })
+    Ok(operation.map(|operation| Message { step, number, operation, content }))
 }
 
 fn checksum(header: &[u8], content: &[u8]) -> u32 {
@@ -86,37 +92,16 @@ fn invalid(reason: &str) -> Error {
     Error::new(ErrorKind::InvalidData, reason)
 }
 
-/// Reads that end at a deadline, however slowly the bytes drip.
-struct Until<'a> {
-    from: &'a mut BufReader<TcpStream>,
-    deadline: Instant,
-}
-
-impl Read for Until<'_> {
-    fn read(&mut self, bytes: &mut [u8]) -> Result<usize> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        // Zero would mean for ever.
-        self.from.get_ref().set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        self.from.read(bytes)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::net::TcpListener;
 
     const OURS: Credential = [7; 8];
 
     /// What a receiver makes of `bytes`, after which the sender closes.
-    fn received(bytes: &[u8]) -> Result<Message> {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (receiver, _) = listener.accept().unwrap();
-        sender.write_all(bytes).unwrap();
-        drop(sender);
-        read_frame(&mut BufReader::new(receiver), OURS, Instant::now() + Duration::from_secs(5))
+    fn received(mut bytes: &[u8]) -> Result<Option<Message>> {
+        read_frame(&mut bytes, OURS)
     }
 
     fn framed(message: &Message) -> Vec<u8> {
@@ -148,7 +133,10 @@ mod tests {
     #[test]
     fn frames_come_back_and_short_ones_do_not() {
         let bytes = framed(&message());
-        assert_eq!(received(&bytes).unwrap(), message());
+        assert_eq!(received(&bytes).unwrap(), Some(message()));
+        let mut alive = Vec::new();
+        write_sign_of_life(&mut alive, OURS).unwrap();
+        assert_eq!(received(&alive).unwrap(), None);
         for length in [0, 1, HEADER - 1, HEADER, bytes.len() - 1] {
             assert_eq!(received(&bytes[..length]).unwrap_err().kind(), ErrorKind::UnexpectedEof, "{length}");
         }

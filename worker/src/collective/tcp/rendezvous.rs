@@ -1,7 +1,7 @@
 //! How the ranks of a generation find each other.
 
 use super::frame::Credential;
-use super::{Abort, TcpLink};
+use super::{Abort, TcpLink, Traffic};
 use crate::collective::{Cause, Failure, Ring};
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
@@ -19,6 +19,9 @@ const REFUSED: u8 = 2;
 const GREETING_TIME: Duration = Duration::from_secs(2);
 /// Greetings kept for a generation that this worker has not heard of yet.
 const PARKED: usize = 64;
+/// A rank whose host answers no attempt to connect for so long is out of reach. It need not be ready for that: every worker listens
+/// from its start to its end.
+const REACH: Duration = Duration::from_secs(3);
 /// How often waiting looks whether it was aborted.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -41,6 +44,7 @@ pub struct Group {
 pub struct Rendezvous {
     address: SocketAddr,
     arrivals: Arc<Arrivals>,
+    traffic: Traffic,
 }
 
 #[derive(Default)]
@@ -68,7 +72,7 @@ impl Rendezvous {
         let arrivals = Arc::new(Arrivals::default());
         let park = Arc::clone(&arrivals);
         std::thread::Builder::new().name("rendezvous".into()).spawn(move || accept(&listener, &park))?;
-        Ok(Self { address, arrivals })
+        Ok(Self { address, arrivals, traffic: Traffic::default() })
     }
 
     /// Where it listens.
@@ -76,15 +80,27 @@ impl Rendezvous {
         self.address
     }
 
+    /// What has passed the connections of all its generations so far.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
     /// Connects the ring of `group` (at least two ranks). All of its ranks must call this before the deadline.
     pub fn join(&self, group: &Group, deadline: Instant, abort: &Abort) -> Result<Ring<TcpLink>, Failure> {
         let size = group.addresses.len();
         let (next, before) = ((group.rank + 1) % size, (group.rank + size - 1) % size);
-        let mut to_next = self.call(group, next, deadline, abort)?;
+        let mut to_next = self.call(group, next, deadline.min(Instant::now() + REACH), abort)?;
         let from_before = self.answer(group, before, deadline, abort)?;
         welcome(&mut to_next, next, deadline, abort)?;
-        let link = TcpLink::new([before, next], group.credential(), to_next, from_before, abort.clone());
-        let link = link.map_err(|error| lost(next, error.to_string()))?;
+        let link = TcpLink::new(
+            [before, next],
+            group.credential(),
+            to_next,
+            from_before,
+            &self.traffic,
+            abort.clone(),
+        )
+        .map_err(|error| lost(next, error.to_string()))?;
         Ok(Ring::new(group.rank, size, link))
     }
 
