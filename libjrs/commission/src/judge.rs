@@ -13,36 +13,46 @@ use libjrs::resample::resample_nearest;
 use libjrs::{Result, Volume};
 use serde::Serialize;
 
-use crate::cases::{Case, Pair};
+use crate::cases::{Case, Pair, Standard};
 use crate::scene::{Scene, organs};
 use crate::{SILENT, Suite};
 
-/// What counts as passed. The defaults are AAPM TG-132's recommendations for digital phantoms (95 % of voxels within
-/// 2 mm, none beyond 5 mm; half a voxel after rigid alignment) and for clinical images (targets, contours and consistency within 2-3
-/// mm, Dice 0.8-0.9, no negative Jacobian); a phantom's organs of a few voxels' width get the lower end. Ours are the largest error
-/// where scans do not show the same, and what may move where nothing has.
+/// What counts as passed, and where each limit comes from.
+///
+/// *TG-132* is AAPM Task Group 132's report (Brock et al., Med. Phys. 44(7), e43-e76, 2017). For digital phantoms with known
+/// truth it asks: after rigid registration within half the largest voxel edge; after deformable registration 95 % of voxels
+/// within 2 mm and no error of 5 mm or more. Its table III has tolerances for clinical images: targets and consistency within
+/// the largest voxel edge (about 2 to 3 mm), contours' mean distance 2 to 3 mm, Dice about 0.80 to 0.90, no negative Jacobian.
+/// Latifi et al. (J. Appl. Clin. Med. Phys. 19(4), 125-133, 2018) apply it to a commercial product, whose rigid registrations of
+/// two modalities do not always come within half a voxel, and whose landmarks in the thorax are off by far more than 2 mm on
+/// average and 5 mm at most: a method can fail these without a defect.
 #[derive(Debug, Clone, Serialize)]
 pub struct Tolerances {
     /// 95th percentile of the error in the organs, and mean of the error in the body (fat shows where it moved only
-    /// at its borders), mm.
+    /// at its borders), mm. TG-132's 2 mm for deformable phantoms; it does not grow with coarse voxels here.
     pub error_p95_mm: f64,
-    /// 99.9th percentile of the error in the organs, mm: "none" but for single voxels.
+    /// 99.9th percentile of the error in the organs, mm. TG-132's 5 mm for the largest error of deformable phantoms; that it
+    /// is the 99.9th percentile, "none" but for single voxels, is our choice.
     pub error_max_mm: f64,
-    /// The 95th percentile where the two scans do not show the same (gas, metal, cut field of view), mm.
+    /// The 95th percentile where the two scans do not show the same (gas, metal, cut field of view), mm: the upper end of
+    /// TG-132's table III for targets in clinical images, because its phantoms have no such places.
     pub error_p95_outliers_mm: f64,
-    /// The 99.9th percentile there, mm.
+    /// The 99.9th percentile there, mm. Our choice: TG-132 has no figure for it.
     pub error_max_outliers_mm: f64,
-    /// 95th percentile of the displacement where nothing has moved, mm.
-    pub identity_p95_mm: f64,
-    /// Largest error of the prealignment where the patient has only shifted, mm.
-    pub prealignment_mm: f64,
-    /// Share of the body that may fold.
+    /// 95th percentile of the displacement where nothing has moved, mm. Our choice, stricter than TG-132's half a voxel.
+    pub still_p95_mm: f64,
+    /// Largest error of the prealignment where the patient has only shifted, in largest voxel edges. TG-132's half a voxel
+    /// for rigid phantoms.
+    pub prealignment_voxels: f64,
+    /// Share of the body that may fold. TG-132's table III: no negative Jacobian.
     pub folded: f64,
-    /// 95th percentile of the inverse-consistency error, mm.
+    /// 95th percentile of the inverse-consistency error, mm. TG-132's table III for consistency, upper end; that it holds for
+    /// the 95th percentile is our choice.
     pub inverse_consistency_p95_mm: f64,
-    /// Mean surface distance of every organ, mm.
+    /// Mean surface distance of every organ, mm. TG-132's table III for the mean distance to agreement, upper end.
     pub msd_mm: f64,
-    /// Dice of every organ.
+    /// Dice of every organ. TG-132's table III, lower end: seminal vesicles are a few voxels wide, where a shift by half a
+    /// voxel already costs that much.
     pub dsc: f64,
 }
 
@@ -53,8 +63,8 @@ impl Default for Tolerances {
             error_max_mm: 5.0,
             error_p95_outliers_mm: 3.0,
             error_max_outliers_mm: 8.0,
-            identity_p95_mm: 0.5,
-            prealignment_mm: 1.0,
+            still_p95_mm: 0.5,
+            prealignment_voxels: 0.5,
             folded: 0.0,
             inverse_consistency_p95_mm: 3.0,
             msd_mm: 3.0,
@@ -136,24 +146,29 @@ fn judge(
     let qa = assess_registration([fixed, moving], done, labels, spacing, &QaLimits::default())?;
 
     let found = errors(scene, pair, done, &moving.grid);
-    let is_identity = case.name == "identity";
     let mut checks = Checks(Vec::new());
     let t = &suite.tolerances;
-    if is_identity {
-        checks.at_most("error in the body (p95)", percentile(&found.in_body, 0.95), t.identity_p95_mm, " mm");
-    } else {
-        let is_hard = pair.must_warn || ["rectal gas", "metal and contrast"].contains(&case.name);
-        let (p95, most) = match is_hard {
-            true => (t.error_p95_outliers_mm, t.error_max_outliers_mm),
-            false => (t.error_p95_mm, t.error_max_mm),
-        };
-        checks.at_most("error in the organs (p95)", percentile(&found.in_organs, 0.95), p95, " mm");
-        checks.at_most("error in the organs (p99.9)", percentile(&found.in_organs, 0.999), most, " mm");
-        checks.at_most("error in the body (mean)", mean(&found.in_body), p95, " mm");
+    let limits = match case.standard {
+        Standard::Still => None,
+        Standard::Rigid | Standard::Deformed => Some([t.error_p95_mm, t.error_max_mm]),
+        Standard::Outliers => Some([t.error_p95_outliers_mm, t.error_max_outliers_mm]),
+    };
+    match limits {
+        None => {
+            let p95 = percentile(&found.in_body, 0.95);
+            checks.at_most("error in the body (p95)", p95, t.still_p95_mm, " mm");
+        }
+        Some([p95, most]) => {
+            checks.at_most("error in the organs (p95)", percentile(&found.in_organs, 0.95), p95, " mm");
+            checks.at_most("error in the organs (p99.9)", percentile(&found.in_organs, 0.999), most, " mm");
+            checks.at_most("error in the body (mean)", mean(&found.in_body), p95, " mm");
+        }
     }
-    if case.name == "shift" {
+    if case.standard == Standard::Rigid {
+        let largest_edge = [fixed, moving].iter().flat_map(|v| v.grid.spacing).fold(0.0, f64::max);
+        let limit = t.prealignment_voxels * largest_edge;
         let rigid = percentile(&found.of_prealignment, 1.0);
-        checks.at_most("error of the prealignment alone (largest)", rigid, t.prealignment_mm, " mm");
+        checks.at_most("error of the prealignment alone (largest)", rigid, limit, " mm");
     }
     let torso = resample_nearest(&pair.fixed.torso, &done.network_field.grid, None, 0);
     let folded = jacobian(&done.network_field).statistics(|i| torso.data[i] != 0).map(|j| j.folded);
@@ -286,14 +301,14 @@ mod tests {
     use crate::cases::CASES;
     use crate::scene::Scan;
 
-    /// What is known, `off` mm beside it, on any grid.
-    fn truth(scene: &Scene, scans: [&Scan; 2], grid: &Grid, off: [f64; 3]) -> DisplacementField {
+    /// What is known, on any grid.
+    fn truth(scene: &Scene, scans: [&Scan; 2], grid: &Grid) -> DisplacementField {
         let [nx, ny, _] = grid.size;
         let at = |i: usize| {
             let x = grid.to_physical([i % nx, i / nx % ny, i / nx / ny].map(|n| n as f64));
             // Corners of a turned grid are beyond the maps.
             let to = scene.correspondence(scans, x).unwrap_or(x);
-            std::array::from_fn(|a| (to[a] - x[a] + off[a]) as f32)
+            std::array::from_fn(|a| (to[a] - x[a]) as f32)
         };
         let vectors: Vec<[f32; 3]> = (0..grid.len()).into_par_iter().map(at).collect();
         let mut field = DisplacementField::zero(grid.clone());
@@ -303,17 +318,11 @@ mod tests {
         field
     }
 
-    /// A registration that found the truth, or what is `off` mm beside it.
-    fn registration(case: &Case, scene: &Scene, pair: &Pair, off: [f64; 3]) -> Registration {
-        let [fixed, moving] = pair.images();
-        let scans = [&pair.fixed, &pair.moving];
-        let field = truth(scene, scans, &fixed.grid, off);
-        let backward = truth(scene, [scans[1], scans[0]], &moving.grid, off.map(|mm| -mm));
-        let translation = if case.name == "shift" { [5.0, -4.0, 4.8] } else { [0.0; 3] };
-        let mut network_field = field.clone();
-        for (u, shift) in network_field.u.iter_mut().zip(translation) {
-            u.iter_mut().for_each(|mm| *mm -= shift as f32);
-        }
+    /// A registration that found `fields`, from fixed to moving and back.
+    fn registration(case: &Case, pair: &Pair, [field, backward]: [DisplacementField; 2]) -> Registration {
+        let [_, moving] = pair.images();
+        let translation = if case.standard == Standard::Rigid { [5.0, -4.0, 4.8] } else { [0.0; 3] };
+        let network_field = plus(field.clone(), translation.map(|mm: f64| -mm));
         Registration {
             affine: Affine { translation, ..Affine::IDENTITY },
             warped: warp_image(moving, &field, None, moving.range()[0]),
@@ -326,27 +335,43 @@ mod tests {
         }
     }
 
+    fn plus(mut field: DisplacementField, off: [f64; 3]) -> DisplacementField {
+        for (u, off) in field.u.iter_mut().zip(off) {
+            u.iter_mut().for_each(|mm| *mm += off as f32);
+        }
+        field
+    }
+
     /// The suite itself is right: what is known to be true passes every case (on voxels not much coarser than the
-    /// suite's own; on 4 mm even the truth carries no seminal vesicles over), and what is 3.2 mm beside it fails.
+    /// suite's own; on 4 mm even the truth carries no seminal vesicles over); what is 3.2 mm beside it fails every case by
+    /// its error, and so does finding no motion where there is some.
     #[test]
-    fn the_truth_passes_and_what_is_beside_it_fails() {
+    fn the_truth_passes_and_nothing_else() {
         let suite = Suite { spacing_mm: [2.5, 2.5], ..Suite::default() };
         let scene = Scene::new(&suite);
         for case in &CASES {
             let pair = (case.make)(&scene);
-            let outcome = |off| {
-                let done = registration(case, &scene, &pair, off);
+            let outcome = |fields| {
+                let done = registration(case, &pair, fields);
                 judge(case, &scene, &pair, &done, [2.5, 0.0], &suite).unwrap()
             };
-            let exact = outcome([0.0; 3]);
+            let scans = [&pair.fixed, &pair.moving];
+            let [fixed, moving] = pair.images().map(|image| &image.grid);
+            let [forward, backward] =
+                [truth(&scene, scans, fixed), truth(&scene, [scans[1], scans[0]], moving)];
+            let exact = outcome([forward.clone(), backward.clone()]);
             let wrong: Vec<&Check> = exact.checks.iter().filter(|check| !check.passed).collect();
             assert!(wrong.is_empty(), "{}: {wrong:?}", case.name);
-            // One of each kind of tolerances.
-            if ["identity", "smooth bump", "metal and contrast"].contains(&case.name) {
-                let beside = outcome([2.0, -2.0, 1.5]);
-                let error = beside.checks.first().unwrap();
-                assert!(!error.passed, "{}: {error:?}", case.name);
-            }
+
+            let off = [2.0, -2.0, 1.5];
+            let beside = outcome([plus(forward, off), plus(backward, off.map(|mm: f64| -mm))]);
+            let error = beside.checks.first().unwrap();
+            assert!(!error.passed, "{}, beside the truth: {error:?}", case.name);
+
+            let still = outcome([fixed, moving].map(|grid| DisplacementField::zero(grid.clone())));
+            let error = still.checks.first().unwrap();
+            eprintln!("{}: without any motion {error:?}", case.name);
+            assert_eq!(error.passed, case.standard == Standard::Still, "{}, no motion: {error:?}", case.name);
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The commissioning suite: is this model, on this machine, as accurate as it has to be?
 //!
 //! A synthetic pelvis is deformed by maps that are known exactly, both states are drawn as scans of their own, and
-//! what registration finds is held against the truth: [`run`]. The tolerances follow AAPM TG-132 (Brock et al., Med.
-//! Phys. 44, 2017, tables III to V); see [`Tolerances`]. It finds wrong conventions, a damaged or unsuitable model and
-//! a broken build; it does not replace a clinic's own commissioning on its own scanners' images.
+//! what registration finds is held against the truth: [`run`]. The tolerances follow AAPM TG-132, see [`Tolerances`]. It
+//! finds wrong conventions, a damaged or unsuitable model and a broken build; it does not replace a clinic's own
+//! commissioning on its own scanners' images.
 #![forbid(unsafe_code)]
 
 mod cases;

@@ -3,7 +3,7 @@
 use jrs_phantom::anatomy::ORGANS;
 use jrs_phantom::lattice::Lattice;
 use jrs_phantom::motion::Patient;
-use jrs_phantom::render::{Rendered, render};
+use jrs_phantom::render::{Rendered, Texture, render};
 use jrs_phantom::truth::displacement;
 use libjrs::geometry::Point;
 use libjrs::{DisplacementField, Grid, Volume};
@@ -47,8 +47,8 @@ impl Scene {
         Self { patient, grid, seed: suite.seed, rest }
     }
 
-    /// The patient as `number` (noise, texture, content of the bowel) at the places x + d(x): what is drawn at x shows
-    /// what the scan at rest shows at x + d(x), up to the sampling of d.
+    /// The patient at the places x + d(x): what is drawn at x shows what the scan at rest shows at x + d(x), up to the
+    /// sampling of d and to noise, of which every `number` has its own. Texture moves with the tissue.
     pub fn scan(&self, number: usize, d: impl Fn(Point) -> [f64; 3] + Sync) -> Scan {
         let room = |p: Point, sign: f64| p.map(|c| c + sign * ROOM);
         let map = Lattice::sample(room(LOW, -1.0), room(HIGH, 1.0), KNOTS, |x| {
@@ -57,7 +57,8 @@ impl Scene {
             // Beyond the map at rest there is nothing to see: it goes on as it is.
             self.rest.map(y).map_or(d, |t| std::array::from_fn(|a| t[a] - x[a]))
         });
-        let Rendered { image, labels, torso } = render(&self.patient, &map, &self.grid, self.seed, number);
+        let Rendered { image, labels, torso } =
+            render(&self.patient, &map, &self.grid, self.seed, number, Texture::OfTissue);
         Scan { image, labels, torso, map }
     }
 

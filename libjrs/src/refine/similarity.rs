@@ -2,10 +2,11 @@
 
 use rayon::prelude::*;
 
-/// Standard deviation below which contrast counts as noise, in normalised intensity (20 HU). Its square is added to
+/// Standard deviation below which contrast counts as noise, in normalised intensity (7.5 HU). Its square is added to
 /// the local variances and covariance: flat or noisy places neither divide by zero nor steer, and equal images still
-/// have the largest value, 1 (as in the structure term of SSIM).
-const NOISE: f32 = 0.02;
+/// have the largest value, 1 (as in the structure term of SSIM). The images come smoothed, so it is about what that leaves of a
+/// scanner's noise; `docs/method.md` has what other values give.
+const NOISE: f32 = 0.0075;
 
 /// 1 - mean over voxels of cov² / (var_f var_m) in cubic windows (Avants et al. 2008), prepared for one fixed image.
 /// All three moments have the square of [`NOISE`] added.

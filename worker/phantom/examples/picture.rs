@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let map = patient.pull_back_over(&mut motion, &grid, preset.knots);
     eprintln!("map {:.2} s", start.elapsed().as_secs_f64());
     let start = Instant::now();
-    let scan = render::render(&patient, &map, &grid, seed, scan);
+    let scan = render::render(&patient, &map, &grid, seed, scan, render::Texture::OfScan);
     eprintln!("render {:.2} s", start.elapsed().as_secs_f64());
     for (id, name) in jrs_phantom::anatomy::ORGANS {
         let count = scan.labels.data.iter().filter(|&&l| l == id).count();

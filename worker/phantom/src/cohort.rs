@@ -10,7 +10,7 @@ use crate::anatomy::ORGANS;
 use crate::lattice::Lattice;
 use crate::motion::Patient;
 use crate::preset::{Plan, Preset};
-use crate::render::render;
+use crate::render::{Texture, render};
 use crate::truth::{displacement, landmarks};
 use jrs_data::dataset::{Dataset, FORMAT, MANIFEST, Organ, Pair, Scan, Truth};
 use libjrs::field_io::{NiftiFlavour, write_nifti};
@@ -126,7 +126,7 @@ fn scan(
 ) -> Result<(Scan, Lattice)> {
     let mut motion = patient.motion(seed, number);
     let map = patient.pull_back_over(&mut motion, grid, preset.knots);
-    let rendered = render(patient, &map, grid, seed, number);
+    let rendered = render(patient, &map, grid, seed, number, Texture::OfScan);
     let folder = format!("{name}/s{number}");
     create_folder(&out.join(&folder))?;
     let entry = Scan {

@@ -1,14 +1,14 @@
 //! From anatomy and map to the files of a scan: HU image, labels, torso mask.
 //!
-//! HU values are those of the table "Intensities" in phantom.md. Gas, stool, texture and noise are
-//! functions of the scan, not of the anatomy, so registration cannot learn them.
+//! HU values are those of the table "Intensities" in phantom.md. Noise is a function of the scan. Gas, stool and texture
+//! are too, so that training cannot learn them, unless a known deformation is to be measured: see [`Texture`].
 
 mod content;
 mod noise;
 
 use crate::anatomy::Tissue;
 use crate::anatomy::organs::{BLADDER_WALL, RECTUM_WALL};
-use crate::draw::{Draw, Purpose};
+use crate::draw::{Draw, Purpose, WHOLE_PATIENT};
 use crate::lattice::Lattice;
 use crate::motion::Patient;
 use content::Content;
@@ -26,12 +26,30 @@ pub struct Rendered {
     pub torso: Volume<u8>,
 }
 
+/// What texture of tissue, gas and stool belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Texture {
+    /// To the scan: they lie still in space while the anatomy moves, and every scan has its own. For cohorts to train on.
+    OfScan,
+    /// To the patient: they move with the anatomy, as grain of real tissue does, and scans differ by their noise alone. For
+    /// measuring how well a deformation is found: texture that stays behind would say that nothing moved.
+    OfTissue,
+}
+
 const AIR: f64 = -1000.0;
 
 /// Renders scan `scan` of `patient` (cohort `seed`) whose pull-back map is `map`.
-pub fn render(patient: &Patient, map: &Lattice, grid: &Grid, seed: u64, scan: usize) -> Rendered {
+pub fn render(
+    patient: &Patient,
+    map: &Lattice,
+    grid: &Grid,
+    seed: u64,
+    scan: usize,
+    texture: Texture,
+) -> Rendered {
     let [nx, ny, nz] = grid.size;
-    let content = Content::draw(seed, patient.number, scan, grid);
+    let drawn_for = if texture == Texture::OfScan { scan } else { WHOLE_PATIENT };
+    let content = Content::draw(seed, patient.number, drawn_for, grid);
     let couch = Couch::below(patient);
     let edge = (1.1 * grid.spacing[0]).max(1.0);
 
@@ -54,7 +72,12 @@ pub fn render(patient: &Patient, map: &Lattice, grid: &Grid, seed: u64, scan: us
                     };
                     labels[at] = tissue.label();
                     torso[at] = u8::from(tissue.skin < 0.0);
-                    image[at] = intensity(patient, &tissue, t, x, &content, edge) as f32;
+                    let grain = match texture {
+                        Texture::OfScan => x,
+                        // The patient's size, so that the grain has its own.
+                        Texture::OfTissue => std::array::from_fn(|a| t[a] * patient.scale[a]),
+                    };
+                    image[at] = intensity(patient, &tissue, t, grain, &content, edge) as f32;
                 }
             }
         });
@@ -81,7 +104,8 @@ pub fn render(patient: &Patient, map: &Lattice, grid: &Grid, seed: u64, scan: us
     }
 }
 
-/// HU at one point: tissues laid over each other, each with a soft edge `edge` mm wide.
+/// HU at the point `t` of the anatomy's frame: tissues laid over each other, each with a soft edge `edge` mm wide. `x` is
+/// where the texture is read.
 fn intensity(patient: &Patient, tissue: &Tissue, t: Point, x: Point, content: &Content, edge: f64) -> f64 {
     let cover = |d: f64| (0.5 - d / edge).clamp(0.0, 1.0);
     let fine = content.fine(x);
@@ -150,5 +174,47 @@ impl Couch {
             }
         }
         hu
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::anatomy::bones::FEMORAL_HEAD;
+    use crate::truth::displacement;
+    use libjrs::resample::sample_linear;
+
+    /// Root mean square difference, HU, of what two scans show of the same places inside a femoral head, whose spongy bone
+    /// has the strongest texture; linear interpolation and noise are part of it.
+    fn difference(texture: Texture) -> f64 {
+        let (seed, patient) = (21, Patient::new(21, 1));
+        let low = std::array::from_fn(|a| FEMORAL_HEAD[a] * patient.scale[a] - 30.0);
+        let grid = Grid::axis_aligned([40, 40, 40], [1.5; 3], low);
+        let mut motions = [patient.motion(seed, 1), patient.motion(seed, 0)];
+        let [fixed, moving] = motions.each_mut().map(|m| patient.pull_back_over(m, &grid, 5.0));
+        let scan = |map: &Lattice, number| render(&patient, map, &grid, seed, number, texture).image;
+        let (seen_fixed, seen_moving) = (scan(&fixed, 1), scan(&moving, 0));
+        let truth = displacement(&patient, &fixed, &moving, &grid);
+        let (mut sum, mut count) = (0.0, 0.0);
+        for i in 0..grid.len() {
+            let x = grid.to_physical([i % 40, i / 40 % 40, i / 1600].map(|n| n as f64));
+            let tissue = fixed.map(x).and_then(|t| patient.anatomy.tissue(t));
+            let is_spongy = tissue.is_some_and(|t| -t.bone.distance > t.bone.cortex + 5.0);
+            let there = std::array::from_fn(|a| x[a] + f64::from(truth.at(i)[a]));
+            if let Some(hu) = sample_linear(&seen_moving, there).filter(|_| is_spongy) {
+                sum += f64::from(hu - seen_fixed.data[i]).powi(2);
+                count += 1.0;
+            }
+        }
+        assert!(count > 1000.0, "{count} voxels");
+        (sum / count).sqrt()
+    }
+
+    #[test]
+    fn texture_stays_with_the_scan_or_moves_with_the_tissue() {
+        let (of_scan, of_tissue) = (difference(Texture::OfScan), difference(Texture::OfTissue));
+        eprintln!("the same places of two scans differ by {of_scan:.1} and {of_tissue:.1} HU");
+        // Noise of 6 to 9 HU in each, and the linear interpolation of a grain of two voxels.
+        assert!(of_tissue < 25.0 && of_scan > 2.0 * of_tissue, "{of_scan} and {of_tissue} HU");
     }
 }

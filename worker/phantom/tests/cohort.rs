@@ -54,7 +54,7 @@ fn truth_carries_the_moving_organs_onto_the_fixed_ones() {
     let mut motions = [patient.motion(seed, 1), patient.motion(seed, 0)];
     let [fixed, moving] = motions.each_mut().map(|m| patient.pull_back_over(m, &grid, 5.0));
     let field = truth::displacement(&patient, &fixed, &moving, &grid);
-    let labels = render::render(&patient, &fixed, &grid, seed, 1).labels;
+    let labels = render::render(&patient, &fixed, &grid, seed, 1, render::Texture::OfScan).labels;
 
     let (mut both, mut sum, mut unknown) = ([0.0f64; 6], [0.0f64; 6], 0);
     let mut travel = 0.0;

@@ -1,4 +1,4 @@
-//! What is inside hollow organs and the texture of tissue: drawn anew for every scan.
+//! What is inside hollow organs and the texture of tissue.
 
 use crate::anatomy::organs::Organs;
 use crate::anatomy::shape::ellipsoid;
@@ -9,7 +9,7 @@ use libjrs::geometry::Point;
 /// Distance between the knots of the texture, mm.
 const KNOT: f64 = 3.2;
 
-/// Content and texture of one scan.
+/// Content and texture of one scan, or of all scans of a patient.
 pub(super) struct Content {
     /// HU of urine.
     pub urine: f64,
@@ -72,7 +72,7 @@ impl Content {
         if kind > self.bowel_gas { -850.0 } else { 18.0 + 14.0 * kind + 6.0 * self.fine(x) }
     }
 
-    /// HU of what is in the rectum at template point `t`, scan point `x`.
+    /// HU of what is in the rectum at template point `t`; `x` is where the texture is read.
     pub(super) fn rectum(&self, organs: &Organs, t: Point, x: Point) -> f64 {
         let (c, r) = (organs.rectum_center(t[2]), organs.rectum_radii(t[2]));
         let unit = [(t[0] - c[0]) / r[0], (t[1] - c[1]) / r[1]];
