@@ -329,7 +329,8 @@ typedef struct jrs_estimate_result {
     uint64_t least_host_bytes;
     // Runs of the network in one direction.
     uint64_t tiles;
-    // Seconds, roughly: a small run is timed on this machine as it is busy now.
+    // Seconds, roughly: the work by the pace of the session's earlier calls, or, before there were any that say enough, of
+    // small registrations that are timed now. How busy the machine will be is not foreseen.
     double seconds;
     // As host_bytes, in the memory of the device; 0 for the CPU.
     uint64_t device_bytes;

@@ -1,6 +1,7 @@
 //! `jrs_register` and `jrs_estimate`: two scans in, a result out.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -104,7 +105,8 @@ pub struct jrs_estimate_result {
     pub least_host_bytes: u64,
     /// Runs of the network in one direction.
     pub tiles: u64,
-    /// Seconds, roughly: a small run is timed on this machine as it is busy now.
+    /// Seconds, roughly: the work by the pace of the session's earlier calls, or, before there were any that say enough, of
+    /// small registrations that are timed now. How busy the machine will be is not foreseen.
     pub seconds: f64,
     /// As host_bytes, in the memory of the device; 0 for the CPU.
     pub device_bytes: u64,
@@ -337,26 +339,17 @@ impl<'a> Task<'a> {
 
     fn figures(&self, means: &Means) -> Result<jrs_estimate_result, Failure> {
         let engine = self.engine()?;
-        let (_, found) = self.budget(means, engine.as_deref())?;
-        // The network is timed on its smallest input; everything else goes by voxels.
-        let per_voxel = match &engine {
-            None => 0.0,
-            Some(engine) => {
-                let size = [MIN_INPUT + 20; 3];
-                let image = vec![0.1; size.iter().product()];
-                let mut u = Default::default();
-                let clock = Instant::now();
-                engine.displacement(&image, &image, size, &mut u)?;
-                clock.elapsed().as_secs_f64() / image.len() as f64
+        let (budget, found) = self.budget(means, engine.as_deref())?;
+        let mut pace = means.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let seconds = match pace.seconds(&found.work) {
+            Some(seconds) => seconds,
+            None => {
+                let options = RegisterOptions { max_bytes: budget, ..self.options.clone() };
+                pace.measure(engine.as_deref(), &self.preprocessing(), &options)?;
+                jrs_kernels::pool::SCRATCH.clear();
+                pace.seconds(&found.work).expect("every stage of the options has been measured")
             }
         };
-        let voxels = (self.fixed.grid.len() + self.moving.grid.len()) as f64;
-        let threads = means.pool.current_num_threads() as f64;
-        let seconds = per_voxel * found.network_voxels as f64
-            + voxels
-                * (NANOSECONDS_PER_VOXEL + NANOSECONDS_PER_STEP * self.options.refine.steps as f64)
-                * 1e-9
-                / threads;
         let least = self.least(engine.as_deref())?;
         Ok(jrs_estimate_result {
             host_bytes: found.bytes as u64,
@@ -384,6 +377,7 @@ impl<'a> Task<'a> {
 
     /// All of it, on the session's threads.
     fn register(&self, means: &Means, progress: Progress) -> Result<(jrs_result, Vec<String>), Failure> {
+        let clock = Instant::now();
         let engine = self.engine()?;
         let (budget, found) = self.budget(means, engine.as_deref())?;
         if Vec::<u8>::new().try_reserve_exact(found.bytes).is_err() {
@@ -421,6 +415,9 @@ impl<'a> Task<'a> {
         let qa =
             assess_registration([&fixed, &moving], &done, organs, preprocessing.spacing_mm, &self.limits)?;
         progress.step("judge", 1, 1)?;
+        let mut pace = means.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.update(&found.work, &done.timings, clock.elapsed().as_secs_f64());
+        drop(pace);
 
         let mut record = Record::new(&done, self.model, device);
         record.options = self.options_record();
@@ -459,11 +456,6 @@ impl<'a> Task<'a> {
         .into()
     }
 }
-
-/// Resampling, warping and judging, per voxel and thread: measured once on two AVX-512 cores at 2 GHz.
-const NANOSECONDS_PER_VOXEL: f64 = 250.0;
-/// A step of refinement, the same way.
-const NANOSECONDS_PER_STEP: f64 = 30.0;
 
 /// From the mode and the matrix as bytes (a host's array need not be aligned).
 fn prealign(mode: u32, matrix: Option<&[u8; 128]>) -> Result<Prealign, Failure> {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libjrs::engine::{Compute, Device, Precision};
+use libjrs::estimate::Pace;
 
 use crate::status::{Failure, JRS_E_ARGUMENT, JRS_E_BUSY, adopt_thread, guard};
 use crate::structs::{AbiStruct, copy_text, init_struct, read_struct};
@@ -109,6 +110,8 @@ pub(crate) struct Means {
     pub max_device_bytes: usize,
     /// What runs the network.
     pub compute: Compute,
+    /// How fast calls of this session were.
+    pub pace: Mutex<Pace>,
 }
 
 /// Fills the options with their defaults.
@@ -150,6 +153,7 @@ pub unsafe extern "C" fn jrs_session_create(
             max_host_bytes: limit(options.max_host_bytes),
             max_device_bytes: limit(options.max_device_bytes),
             compute,
+            pace: Mutex::default(),
         };
         let new =
             jrs_session { options, means, is_busy: AtomicBool::new(false), last_error: Mutex::default() };

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use libjrs::contour::trace;
+use libjrs::engine::{Compute, Precision};
 use libjrs::model::Model;
 use libjrs::nifti::{read_image, read_labels};
 use libjrs::{Grid, Volume};
@@ -275,6 +276,31 @@ fn a_panic_is_a_status_code_in_c() {
     let said = output(&mut ground.run(client)).unwrap();
     must_succeed(&said);
     assert!(said.stderr.is_empty(), "the panic's text belongs into the log");
+}
+
+/// "1" if this processor can do what a client asks for.
+fn has_matrix_unit() -> &'static str {
+    let compute = Compute { precision: Precision::Bf16, ..Default::default() };
+    if compute.check().is_ok() { "1" } else { "0" }
+}
+
+#[test]
+fn bf16_without_a_matrix_unit_is_a_status_code_in_c() {
+    let Some(ground) = ground() else { return };
+    let Some(client) = ground.compile(&here("tests/clients/unsupported.c"), "unsupported", &[]) else {
+        return;
+    };
+    let said = output(ground.run(client).arg(has_matrix_unit())).unwrap();
+    must_succeed(&said);
+    assert!(said.stderr.is_empty(), "the library wrote to the host's stderr");
+}
+
+#[test]
+fn bf16_without_a_matrix_unit_is_an_exception_in_python() {
+    let (Some(ground), Some(python)) = (ground(), python()) else { return };
+    let mut run = ground.run(&python);
+    run.env("PYTHONPATH", ground.prefix.join("share/jrs/examples/python"));
+    must_succeed(&output(run.arg(here("tests/clients/unsupported.py")).arg(has_matrix_unit())).unwrap());
 }
 
 #[test]

@@ -120,9 +120,31 @@ impl Layer {
     }
 }
 
+/// Multiplications and additions of the generator's convolutions for an input of `size` voxels, by their definition; kernels
+/// may need fewer (Winograd).
+pub fn flops(size: [usize; 3]) -> f64 {
+    let mut edges = size;
+    let of_layer = |layer: &Layer| {
+        if JOINS.iter().any(|join| join.before == layer.name) {
+            edges = edges.map(|n| 2 * n);
+        }
+        edges = edges.map(|n| layer.output(n));
+        let voxels: usize = edges.iter().product();
+        2.0 * (voxels * layer.c_out * layer.c_in * layer.kernel.pow(3)) as f64
+    };
+    GENERATOR.iter().map(of_layer).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flops_are_those_of_the_method() {
+        // science.md section 2: 19.9 GMAC for 96^3, 1.12 TMAC for 296^3.
+        assert_eq!((flops([96; 3]) / 2e9 * 10.0).round(), 199.0);
+        assert_eq!((flops([296; 3]) / 2e12 * 100.0).round(), 112.0);
+    }
 
     #[test]
     fn parameter_count_is_the_papers() {

@@ -20,6 +20,7 @@ _lib.jrs_version_string.restype = c.c_char_p
 
 ABI_VERSION = 0
 INT16, FLOAT32, UINT8 = 1, 2, 3
+PRECISION_F32, PRECISION_BF16 = 0, 1
 PREALIGN_GIVEN, PREALIGN_RIGID, PREALIGN_AFFINE = 0, 1, 2
 DVF_MHA, DVF_NRRD, DVF_NIFTI, DVF_NIFTI_ANTS, WARPED_NIFTI, LABELS_NIFTI = range(1, 7)
 VERDICTS = ("OK", "REVIEW", "REJECT")
@@ -135,10 +136,10 @@ class Model:
 class Session:
     """`progress(stage, done, total)` returns True to cancel; `log(level, message)`."""
 
-    def __init__(self, threads=0, max_host_bytes=0, progress=None, log=None):
+    def __init__(self, threads=0, max_host_bytes=0, progress=None, log=None, precision=PRECISION_F32):
         self.handle = c.c_void_p()
         options = _initialised(_SessionOptions, _lib.jrs_session_options_init)
-        options.threads, options.max_host_bytes = threads, max_host_bytes
+        options.threads, options.max_host_bytes, options.precision = threads, max_host_bytes, precision
         # The functions must live as long as the session.
         self._progress = PROGRESS(lambda _, stage, done, total: bool(progress(stage.decode(), done, total)))
         self._log = LOG(lambda _, level, message: log(level, message.decode()))

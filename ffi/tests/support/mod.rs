@@ -46,11 +46,16 @@ pub fn last_error() -> String {
     unsafe { CStr::from_ptr(jrs_last_error()) }.to_string_lossy().into_owned()
 }
 
-/// Untrained weights large enough for a field of some millimetres, on coarse voxels: quick and not trivial.
+/// Untrained weights on coarse voxels: quick and not trivial.
 pub fn model() -> Model {
+    untrained(40.0)
+}
+
+/// An untrained model with displacements `times` as long as drawn.
+pub fn untrained(times: f32) -> Model {
     let mut weights = GeneratorWeights::random(3);
     let head = weights.layers.last_mut().unwrap();
-    head.weight.iter_mut().for_each(|w| *w *= 40.0);
+    head.weight.iter_mut().for_each(|w| *w *= times);
     let training = Provenance { system: "untrained".into(), ..Default::default() };
     let mut model = Model::new(weights, training);
     model.manifest.preprocessing.spacing_mm = 2.5;
@@ -59,7 +64,12 @@ pub fn model() -> Model {
 
 /// [`model`] through the interface.
 pub fn handle() -> *mut jrs_model {
-    let bytes = model().to_bytes();
+    load(&model())
+}
+
+/// A model through the interface.
+pub fn load(model: &Model) -> *mut jrs_model {
+    let bytes = model.to_bytes();
     let mut handle = std::ptr::null_mut();
     // SAFETY: bytes and handle are ours.
     let code =

@@ -8,7 +8,7 @@ use crate::resample::{gaussian_smooth, sample_linear, shrink};
 use crate::volume::Volume;
 
 /// Most fixed voxels looked at in each step; more only costs time.
-const MOST_SAMPLES: usize = 150_000;
+pub(super) const MOST_SAMPLES: usize = 150_000;
 /// Samples per parallel task: fixed, so that sums are added in the same order for any number of threads.
 pub(super) const CHUNK: usize = 4096;
 

@@ -143,6 +143,28 @@ pub fn align(fixed: &Volume<f32>, moving: &Volume<f32>, options: &AlignOptions) 
     })
 }
 
+/// What [`align`] computes on scans of these grids, in samples that it looks at: it reads every voxel once per resolution, and
+/// each of the steps, of which it usually needs [`USUAL_STEPS`] per start, looks at all samples.
+pub(crate) fn work([fixed, moving]: [&Grid; 2], options: &AlignOptions) -> f64 {
+    let of_level = |n: usize, r: &Resolution| {
+        let shrunk: usize =
+            level::factor(fixed, r.mm).iter().zip(fixed.size).map(|(f, n)| n.div_ceil(*f)).product();
+        let runs = match (n, options.kind) {
+            (0, _) => 3.0,
+            (_, Kind::Rigid) => 1.0,
+            (_, Kind::Affine) => 2.0,
+        };
+        let read = (fixed.len() + moving.len()) as f64 / VOXELS_PER_SAMPLE;
+        read + runs * USUAL_STEPS * shrunk.min(level::MOST_SAMPLES) as f64
+    };
+    RESOLUTIONS.iter().enumerate().map(|(n, r)| of_level(n, r)).sum()
+}
+
+/// Steps until a level ends, roughly.
+const USUAL_STEPS: f64 = 8.0;
+/// Voxels that are clipped and shrunk in the time of one sample's part in the normal equations, roughly.
+const VOXELS_PER_SAMPLE: f64 = 10.0;
+
 fn no_overlap() -> Error {
     Error::input(
         format!("the scans cannot be brought to overlap on {:.0} % of the torso", 100.0 * LEAST_OVERLAP),

@@ -116,6 +116,18 @@ pub fn refine(
     Ok(Refined { u, levels })
 }
 
+/// What [`refine`] computes: voxels times evaluations of the loss, over all resolutions.
+///
+/// # Errors
+/// [`Error::Input`] if no resolution fits into `max_bytes`.
+pub(crate) fn work(size: [usize; 3], spacing_mm: f64, options: &RefineOptions) -> Result<f64> {
+    let of_level = |level: &LevelPlan| {
+        let voxels: usize = size.map(|n| n.div_ceil(level.factor)).iter().product();
+        (voxels * (level.steps + 1)) as f64
+    };
+    Ok(levels(size, spacing_mm, options)?.iter().map(of_level).sum())
+}
+
 /// Working voxels per level voxel, working voxels between control points, and steps.
 struct LevelPlan {
     factor: usize,

@@ -1,15 +1,20 @@
-//! What a registration will take, before it is begun: memory and the number of tiles.
+//! What a registration will take, before it is begun: memory, the number of tiles, and the work that its time goes with.
 //!
 //! The figures follow the stages of [`crate::register`] and [`crate::qa`]: which volumes live at the same time. A
 //! test of the C interface holds them against what a process really uses.
 
-use crate::Result;
+mod time;
+
+pub use time::{Pace, Work};
+
 use crate::engine::{Engine, Plan};
 use crate::geometry::Grid;
 use crate::model::Preprocessing;
-use crate::network::MARGIN;
-use crate::register::RegisterOptions;
+use crate::network::{MARGIN, flops};
+use crate::refine::{self, RefineOptions};
+use crate::register::{Prealign, RegisterOptions};
 use crate::resample::working_grid;
+use crate::{Result, align};
 
 /// What a registration will take.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -22,8 +27,8 @@ pub struct Estimate {
     pub device_bytes: usize,
     /// Runs of the network in one direction.
     pub tiles: usize,
-    /// Voxels that the network reads, in all its runs.
-    pub network_voxels: usize,
+    /// What its time goes with; see [`Pace::seconds`].
+    pub work: Work,
 }
 
 /// Bytes per voxel that refinement works on at its finest resolution: displacement, sums of the NCC, gradients.
@@ -83,11 +88,20 @@ pub fn estimate(
     let working = working_grid(fixed, preprocessing.spacing_mm);
     let voxels = Voxels { fixed: fixed.len(), moving: moving.len(), working: working.len(), directions };
     let mut found = Estimate { bytes: voxels.during_judgement(), ..Default::default() };
+    if let Prealign::Find(how) = &options.prealign {
+        found.work.alignment = align::work([fixed, moving], how);
+    }
+    // Working images are made, the field is brought onto the scans' grids, and the result is judged there.
+    found.work.rest = (2 * working.len() + directions * (fixed.len() + moving.len())) as f64;
     if options.refine.steps > 0 {
-        let fine = working_grid(fixed, options.spacing_mm).len();
+        let fine = working_grid(fixed, options.spacing_mm);
         // Both images, a start and a field per direction, and what a level works on.
-        let during = (2 * SCALAR + (1 + directions) * VECTOR + REFINEMENT) * fine;
+        let during = (2 * SCALAR + (1 + directions) * VECTOR + REFINEMENT) * fine.len();
         found.bytes = found.bytes.max(voxels.during_network() + during);
+        let max_bytes = options.refine.max_bytes.min(options.max_bytes);
+        let limits = RefineOptions { max_bytes, ..options.refine.clone() };
+        found.work.refinement = directions as f64 * refine::work(fine.size, options.spacing_mm, &limits)?;
+        found.work.rest += (2 * fine.len()) as f64;
     }
     if let Some(engine) = engine {
         let plan = Plan::new(working.size, options.max_bytes, |input| engine.bytes(input))?;
@@ -95,8 +109,8 @@ pub fn estimate(
             plan.tiles.iter().map(|t| t.input_size()).max_by_key(|size| size.iter().product::<usize>());
         let largest = largest.expect("a plan has a tile");
         found.tiles = plan.tiles.len();
-        found.network_voxels =
-            directions * plan.tiles.iter().map(|t| t.input_size().iter().product::<usize>()).sum::<usize>();
+        found.work.network =
+            directions as f64 * plan.tiles.iter().map(|t| flops(t.input_size())).sum::<f64>();
         found.tile_bytes = engine.bytes(largest);
         let inputs = 2 * SCALAR * largest.iter().product::<usize>();
         let with_network = (voxels.during_network() + inputs).max(voxels.during_output());
@@ -126,7 +140,7 @@ mod tests {
         }
 
         fn displacement(&self, _: &[f32], _: &[f32], _: [usize; 3], _: &mut [Vec<f32>; 3]) -> Result<()> {
-            unreachable!("an estimate runs nothing but small inputs")
+            unreachable!("an estimate computes nothing")
         }
 
         fn bytes(&self, size: [usize; 3]) -> usize {
@@ -154,5 +168,24 @@ mod tests {
         let tight = found(true, 10 * 60 * 80 * 80);
         assert!(tight.tiles > 1 && tight.device_bytes <= 10 * 60 * 80 * 80, "{tight:?}");
         assert!(found(true, usize::MAX).tiles == 1);
+    }
+
+    #[test]
+    fn work_follows_the_plan() {
+        let grid = Grid::axis_aligned([40, 40, 40], [1.0; 3], [0.0; 3]);
+        let engine = Sized { on_device: false };
+        let work = |options: &RegisterOptions| {
+            estimate(Some(&engine), &Preprocessing::default(), [&grid, &grid], options).unwrap().work
+        };
+        let plain = work(&RegisterOptions::default());
+        assert_eq!((plain.network, plain.refinement, plain.alignment), (flops([80; 3]), 0.0, 0.0));
+        let both = work(&RegisterOptions { both_directions: true, ..Default::default() });
+        assert_eq!(both.network, 2.0 * plain.network);
+        let tiled = work(&RegisterOptions { max_bytes: 10 * 60 * 80 * 80, ..Default::default() });
+        assert!(tiled.network > plain.network, "tiles overlap");
+        let refine = RefineOptions { steps: 10, ..Default::default() };
+        let refined = work(&RegisterOptions { refine, ..Default::default() });
+        // 4, 4 and 2 steps on 10, 20 and 40 voxels per axis, and one evaluation more at each.
+        assert_eq!(refined.refinement, 5e3 + 5.0 * 8e3 + 3.0 * 64e3);
     }
 }
