@@ -1,7 +1,8 @@
 //! One random failure after the other. The model is that of the undisturbed run, and no sample is used twice.
 //!
 //! `scripts/chaos` runs this longer: `JRS_CHAOS_STEPS`, `JRS_CHAOS_SEED`, `JRS_CHAOS_PAUSE` (seconds between two failures),
-//! `JRS_CHAOS_CUTS` (cut connections of each worker).
+//! `JRS_CHAOS_CUTS` (cut connections of each worker), `JRS_CHAOS_DELAY` (milliseconds by which workers hold up every step, so that a
+//! long run is not one of more steps than the undisturbed one has time for).
 
 use crate::cluster::{
     BATCH, Cluster, Commit, PAIRS, PATCHES_PER_PAIR, SEED, alone, quick, undisturbed, wait,
@@ -72,10 +73,14 @@ impl Chaos {
     /// A worker whose connections to the others are cut now and then.
     fn work(&mut self) -> usize {
         let cuts = from_environment("JRS_CHAOS_CUTS", self.steps.div_ceil(STEPS_PER_CUT));
-        let cuts: Vec<String> = (0..cuts)
+        let mut faults: Vec<String> = (0..cuts)
             .map(|_| format!("cut@step={},phase=reduce", self.dice.throw(self.steps as usize)))
             .collect();
-        self.cluster.work(&cuts.join(";"))
+        let delay = from_environment("JRS_CHAOS_DELAY", 0);
+        if delay > 0 {
+            faults.extend((0..self.steps).map(|step| format!("delay={delay}@step={step},phase=data")));
+        }
+        self.cluster.work(&faults.join(";"))
     }
 
     /// Something breaks, and is repaired if it does not repair itself. Returns what it was.
@@ -129,7 +134,7 @@ impl Chaos {
             Some((store, _)) => store.read("runs/r/model.safetensors"),
             None => self.cluster.model(),
         };
-        (model, self.cluster.commits(), self.cluster.faults_struck())
+        (model, self.cluster.commits(), self.cluster.cuts())
     }
 }
 

@@ -333,6 +333,14 @@ impl Cluster {
         (0..self.workers.len()).map(|worker| self.times_said(worker, "fault injected")).sum()
     }
 
+    /// Connections that were cut on purpose.
+    pub fn cuts(&self) -> usize {
+        let is_cut = |line: &&Value| {
+            line["fields"]["message"] == "fault injected" && line["fields"]["action"] == "Cut"
+        };
+        (0..self.workers.len()).map(|worker| self.lines(worker).iter().filter(is_cut).count()).sum()
+    }
+
     /// Whether a failure was injected into a worker.
     pub fn struck(&self, worker: usize) -> bool {
         self.times_said(worker, "fault injected") > 0

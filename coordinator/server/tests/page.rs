@@ -22,6 +22,11 @@ fn the_page_shows_the_run() {
     coordinator.until("all steps are known", |c| {
         c.status()["step"] == 300 && c.status()["validations"][0].is_object()
     });
+    // Heartbeats came on a stream of their own.
+    coordinator.until("all bytes are known", |c| {
+        let sent = "jrs_collective_bytes_total{run=\"run\",direction=\"sent\"} 5000";
+        c.get("/metrics").is_some_and(|(_, metrics)| metrics.contains(sent))
+    });
 
     probes_and_metrics(&coordinator);
     // A page of its own: what it needs from elsewhere is the status alone.
@@ -100,7 +105,6 @@ fn probes_and_metrics(coordinator: &Coordinator) {
         "jrs_steps_total{run=\"run\"} 300",
         "jrs_step{run=\"run\"} 300",
         "jrs_checkpoints_total{run=\"run\"} 2",
-        "jrs_collective_bytes_total{run=\"run\",direction=\"sent\"} 5000",
         "jrs_collective_bytes_total{run=\"run\",direction=\"received\"} 10000",
         "jrs_workers{run=\"run\",state=\"stepping\"} 2",
         "jrs_messages_received_total{run=\"run\",kind=\"committed\"} 300",
