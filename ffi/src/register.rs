@@ -6,16 +6,16 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use libjrs::align::{AlignOptions, Kind};
-use libjrs::engine::{Engine, Precision};
+use libjrs::engine::{Engine, Plan, Precision};
 use libjrs::estimate::{Estimate, estimate};
 use libjrs::field::warp_labels;
 use libjrs::model::{Model, Preprocessing};
-use libjrs::network::MIN_INPUT;
 use libjrs::progress::Progress;
 use libjrs::provenance::{Device, InputRecord, Record};
 use libjrs::qa::{QaLimits, assess_registration};
 use libjrs::refine::RefineOptions;
 use libjrs::register::{Prealign, RegisterOptions, register_with};
+use libjrs::resample::working_grid;
 use libjrs::{Affine, Grid};
 
 use crate::cancel::jrs_cancel;
@@ -308,29 +308,34 @@ impl<'a> Task<'a> {
         let device_limit = if on_device { means.max_device_bytes } else { usize::MAX };
         let mut budget = self.options.max_bytes.min(device_limit);
         let mut found = self.estimate(engine, budget)?;
+        if found.bytes <= limit {
+            return Ok((budget, found));
+        }
+        let (least_budget, least) = self.least(engine)?;
+        if least.bytes > limit {
+            let message = format!(
+                "the call needs at least {} bytes and max_host_bytes is {limit}. Allow more, or crop the scans",
+                least.bytes
+            );
+            return Err(Failure::new(JRS_E_MEMORY, message));
+        }
         // Tiles come in steps, so the largest that fit are approached from above.
         while found.bytes > limit {
             let smaller = found.tile_bytes / 8 * 7;
             let next = self.estimate(engine, smaller).ok().filter(|next| next.tile_bytes < found.tile_bytes);
-            let Some(next) = next else {
-                let least = self.least(engine)?.bytes;
-                let message = format!(
-                    "the call needs at least {least} bytes and max_host_bytes is {limit}. Allow more, or crop the scans"
-                );
-                return Err(Failure::new(JRS_E_MEMORY, message));
-            };
-            (budget, found) = (smaller, next);
+            (budget, found) = next.map_or((least_budget, least.clone()), |next| (smaller, next));
         }
         Ok((budget, found))
     }
 
-    /// What the smallest tiles take.
-    fn least(&self, engine: Option<&dyn Engine>) -> Result<Estimate, Failure> {
-        let Some(engine) = engine else { return Ok(self.estimate(None, usize::MAX)?) };
-        let mut low = engine.bytes([MIN_INPUT; 3]);
+    /// The budget of the smallest tiles, and what they take.
+    fn least(&self, engine: Option<&dyn Engine>) -> Result<(usize, Estimate), Failure> {
+        let Some(engine) = engine else { return Ok((usize::MAX, self.estimate(None, usize::MAX)?)) };
+        let working = working_grid(&self.fixed.grid, self.preprocessing().spacing_mm);
+        let mut low = Plan::least_bytes(working.size, |input| engine.bytes(input));
         loop {
             match self.estimate(Some(engine), low) {
-                Ok(found) => return Ok(found),
+                Ok(found) => return Ok((low, found)),
                 Err(_) if low < usize::MAX / 2 => low += low / 8,
                 Err(e) => return Err(e.into()),
             }
@@ -350,7 +355,7 @@ impl<'a> Task<'a> {
                 pace.seconds(&found.work).expect("every stage of the options has been measured")
             }
         };
-        let least = self.least(engine.as_deref())?;
+        let (_, least) = self.least(engine.as_deref())?;
         Ok(jrs_estimate_result {
             host_bytes: found.bytes as u64,
             least_host_bytes: least.bytes as u64,

@@ -60,21 +60,19 @@ impl Plan {
             ));
         }
         let splits = size.map(axis_splits);
-        let mut best: Option<([usize; 3], usize)> = None;
-        for (x, sx) in splits[0].iter().enumerate() {
-            for (y, sy) in splits[1].iter().enumerate() {
-                for (z, sz) in splits[2].iter().enumerate() {
-                    let cost = sx.voxels_read * sy.voxels_read * sz.voxels_read;
-                    let cheaper = best.is_none_or(|(_, least)| cost < least);
-                    if cheaper && bytes([sx.largest, sy.largest, sz.largest]) <= max_bytes {
-                        best = Some(([x, y, z], cost));
-                    }
+        let mut best: Option<(Way, usize)> = None;
+        let mut least = usize::MAX;
+        for way in ways(&splits) {
+            let cost = way.iter().map(|split| split.voxels_read).product();
+            if best.is_none_or(|(_, cheapest)| cost < cheapest) {
+                let needed = bytes(way.map(|split| split.largest));
+                least = least.min(needed);
+                if needed <= max_bytes {
+                    best = Some((way, cost));
                 }
             }
         }
-        let Some((choice, _)) = best else {
-            let least =
-                bytes(splits.each_ref().map(|s| s.iter().map(|s| s.largest).min().unwrap_or(MIN_INPUT)));
+        let Some((way, _)) = best else {
             return Err(Error::memory(
                 format!(
                     "the memory limit of {max_bytes} bytes is below the {least} bytes of the smallest tile"
@@ -82,11 +80,10 @@ impl Plan {
                 format!("allow at least {least} bytes"),
             ));
         };
-        let axes: [&[AxisTile]; 3] = std::array::from_fn(|a| &splits[a][choice[a]].tiles[..]);
         let mut tiles = Vec::new();
-        for z in axes[2] {
-            for y in axes[1] {
-                for x in axes[0] {
+        for z in &way[2].tiles {
+            for y in &way[1].tiles {
+                for x in &way[0].tiles {
                     let all = [x, y, z];
                     tiles.push(Tile {
                         input: all.map(|t| t.input.clone()),
@@ -98,11 +95,27 @@ impl Plan {
         }
         Ok(Self { size, padded: size.map(padded), tiles })
     }
+
+    /// The least `max_bytes` with which [`new`](Self::new) finds a plan for a volume that is not empty. What a run needs does not
+    /// always grow with its input, so every way to cut is asked.
+    pub fn least_bytes(size: [usize; 3], bytes: impl Fn([usize; 3]) -> usize) -> usize {
+        let splits = size.map(axis_splits);
+        ways(&splits).map(|way| bytes(way.map(|split| split.largest))).min().unwrap_or(0)
+    }
 }
 
 /// Edge of a padded axis of `n` voxels.
 pub fn padded(n: usize) -> usize {
     (n + 2 * MARGIN).next_multiple_of(INPUT_MULTIPLE).max(MIN_INPUT)
+}
+
+/// A cut for every axis.
+type Way<'a> = [&'a AxisSplit; 3];
+
+/// All ways to cut a volume.
+fn ways(splits: &[Vec<AxisSplit>; 3]) -> impl Iterator<Item = Way<'_>> {
+    let [x, y, z] = splits;
+    x.iter().flat_map(move |x| y.iter().flat_map(move |y| z.iter().map(move |z| [x, y, z])))
 }
 
 /// One axis cut into equal pieces.
@@ -169,6 +182,17 @@ mod tests {
         let said = Plan::new([64, 64, 64], 1000, four_bytes).unwrap_err().to_string();
         assert!(said.contains(&(48usize.pow(3) * 4).to_string()), "{said}");
         assert!(Plan::new([64, 0, 64], usize::MAX, four_bytes).is_err());
+    }
+
+    #[test]
+    fn the_least_limit_is_that_of_the_tile_that_needs_least() {
+        // Short tiles are the dear ones here.
+        let bytes = |size: [usize; 3]| 1_000_000 / size[0];
+        let least = Plan::least_bytes([64, 64, 64], bytes);
+        assert_eq!(least, 1_000_000 / 104);
+        assert!(Plan::new([64, 64, 64], least, bytes).is_ok());
+        let said = Plan::new([64, 64, 64], least - 1, bytes).unwrap_err().to_string();
+        assert!(said.contains(&least.to_string()), "{said}");
     }
 
     proptest! {
