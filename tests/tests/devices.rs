@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use device::device;
 use jrs_data::sampling::{Patch, SampleId};
 use jrs_tests::reference::uniform;
+use jrs_worker::batch::Patches;
 use jrs_worker::collective::Alone;
 use jrs_worker::config::TrainConfig;
 use jrs_worker::gan::{Gan, GeneratorLosses};
@@ -102,7 +103,7 @@ fn run_of(text: &str, edge: usize, device: &Device) -> (Gan, Vec<Patch>) {
 
 fn generator_update(gan: &mut Gan, patches: &[Patch]) -> GeneratorLosses {
     let mut group = Group { collective: &mut Alone, watch: &() };
-    let share = Share::whole(patches, gan.config.sampling.micro_batch);
+    let share = Share::whole(Patches::Host(patches), gan.config.sampling.micro_batch);
     gan.update_generator(&share, 0.0, &mut group).unwrap().losses
 }
 
@@ -115,6 +116,8 @@ fn first_moments(gan: &Gan, network: &str) -> Vec<f32> {
 
 /// f32 through twenty layers.
 const LOSS: f32 = 1e-4;
+/// W is a small difference of scores, so their rounding counts and not its own size: 3e-7 was measured, where W is 2.5e-3.
+const SCORES: f32 = 1e-6;
 /// One LeakyReLU input that rounding sends to the other side of 0 moves all gradients before it by up to 1.4e-2 of their size
 /// (`ONE_KINK` in `pytorch_training`). A mistake would move them by their own size.
 const GRADIENT: f64 = 2e-2;
@@ -122,7 +125,7 @@ const GRADIENT: f64 = 2e-2;
 fn updates_agree(text: &str, edge: usize) {
     let update = |device: &Device| {
         let (mut gan, patches) = run_of(text, edge, device);
-        let share = Share::whole(&patches, gan.config.sampling.micro_batch);
+        let share = Share::whole(Patches::Host(&patches), gan.config.sampling.micro_batch);
         let mut group = Group { collective: &mut Alone, watch: &() };
         let critic = gan.critic.is_some().then(|| {
             let wasserstein = gan.update_critic(&share, 0.0, &mut group).unwrap().losses;
@@ -139,7 +142,7 @@ fn updates_agree(text: &str, edge: usize) {
     assert_close("losses", &values(&losses), &values(&cpu_losses), LOSS);
     assert_parallel("generator's gradient", &gradient, &cpu_gradient);
     if let (Some((w, gradient)), Some((cpu_w, cpu_gradient))) = (critic, cpu_critic) {
-        assert_close("W", &[w], &[cpu_w], LOSS);
+        assert!((w - cpu_w).abs() <= SCORES, "W: {w}, on the CPU {cpu_w}");
         assert_parallel("critic's gradient", &gradient, &cpu_gradient);
     }
 }

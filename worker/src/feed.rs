@@ -1,36 +1,37 @@
-//! Patches, ready when they are needed: a thread loads pairs and cuts the next step's patches while this one computes.
+//! Samples, ready when they are needed: a thread loads pairs and makes the next step's samples while this one computes.
 
+use crate::batch::{Cutter, Samples, Scans};
 use crate::config::TrainConfig;
-use jrs_data::cache::{Prepared, PreparedPair};
+use burn::tensor::Device;
+use jrs_data::cache::Prepared;
 use jrs_data::dataset::Split;
-use jrs_data::sampling::{Cropping, Patch, SampleOrder};
+use jrs_data::sampling::SampleOrder;
 use libjrs::{Error, Result};
-use rayon::prelude::*;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-/// The thread that makes patches.
+/// The thread that makes samples.
 pub struct Feed {
     orders: Sender<Range<u64>>,
-    made: Receiver<Result<Vec<Patch>>>,
+    made: Receiver<Result<Samples>>,
     /// Ordered and not yet taken.
     ahead: Option<Range<u64>>,
 }
 
 impl Feed {
-    /// Begins to feed training with the training pairs of `prepared`.
+    /// Begins to feed training on `device` with the training pairs of `prepared`.
     ///
     /// # Errors
     /// If there are no training pairs.
-    pub fn new(config: &TrainConfig, prepared: Arc<Prepared>) -> Result<Self> {
-        let mut source = Source::new(config, prepared)?;
+    pub fn new(config: &TrainConfig, prepared: Arc<Prepared>, device: &Device) -> Result<Self> {
+        let mut source = Source::new(config, prepared, device)?;
         let (orders, ordered) = channel::<Range<u64>>();
         let (making, made) = channel();
         let make = move || {
             for positions in ordered {
-                if making.send(source.patches(positions)).is_err() {
+                if making.send(source.samples(positions)).is_err() {
                     return; // nobody is left to take them
                 }
             }
@@ -41,14 +42,14 @@ impl Feed {
         Ok(Self { orders, made, ahead: None })
     }
 
-    /// The patches at `positions` of the run's sample order. Those `stride` positions later are made meanwhile, because
+    /// The samples at `positions` of the run's sample order. Those `stride` positions later are made meanwhile, because
     /// they are most likely asked for next.
     ///
     /// # Errors
     /// If a pair cannot be read.
-    pub fn patches(&mut self, positions: Range<u64>, stride: u64) -> Result<Vec<Patch>> {
+    pub fn samples(&mut self, positions: Range<u64>, stride: u64) -> Result<Samples> {
         if positions.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Samples::NONE);
         }
         if self.ahead.take_if(|ahead| *ahead != positions).is_some() {
             // A new generation shares the work out anew; what was made for the old one is of no use.
@@ -57,9 +58,9 @@ impl Feed {
         if self.ahead.is_none() {
             self.order(positions.clone())?;
         }
-        let patches = self.take();
+        let samples = self.take();
         self.order(positions.start + stride..positions.end + stride)?;
-        patches
+        samples
     }
 
     fn order(&mut self, positions: Range<u64>) -> Result<()> {
@@ -67,7 +68,7 @@ impl Feed {
         self.orders.send(positions).map_err(|_| ended())
     }
 
-    fn take(&mut self) -> Result<Vec<Patch>> {
+    fn take(&mut self) -> Result<Samples> {
         self.ahead = None;
         self.made.recv().unwrap_or_else(|_| Err(ended()))
     }
@@ -80,19 +81,19 @@ fn ended() -> Error {
     )
 }
 
-/// Training patches in the run's order, with the pairs of the current window in memory.
+/// Training samples in the run's order, with the pairs of the current window in memory.
 struct Source {
     prepared: Arc<Prepared>,
     /// Indices of the training pairs in the cache.
     train: Vec<usize>,
     order: SampleOrder,
-    loaded: VecDeque<(usize, Arc<PreparedPair>)>,
+    loaded: VecDeque<(usize, Arc<Scans>)>,
     capacity: usize,
-    cropping: Cropping,
+    cutter: Cutter,
 }
 
 impl Source {
-    fn new(config: &TrainConfig, prepared: Arc<Prepared>) -> Result<Self> {
+    fn new(config: &TrainConfig, prepared: Arc<Prepared>, device: &Device) -> Result<Self> {
         let train: Vec<usize> =
             (0..prepared.pairs.len()).filter(|&i| prepared.pairs[i].split == Split::Train).collect();
         if train.is_empty() {
@@ -108,32 +109,26 @@ impl Source {
             loaded: VecDeque::new(),
             // A batch may straddle two windows.
             capacity: 2 * s.window,
-            cropping: Cropping {
-                seed: config.seed,
-                edge: s.patch,
-                full_scale: prepared.preprocessing().divide_by as f32,
-                around_organs: s.around_organs,
-            },
+            cutter: Cutter::new(config, prepared.preprocessing().divide_by as f32, device),
             prepared,
         })
     }
 
-    fn patches(&mut self, positions: Range<u64>) -> Result<Vec<Patch>> {
+    fn samples(&mut self, positions: Range<u64>) -> Result<Samples> {
         let ids: Vec<_> = positions.map(|position| self.order.at(position)).collect();
-        let pairs: Vec<_> = ids.iter().map(|id| self.pair(id.pair)).collect::<Result<_>>()?;
-        let cropping = self.cropping;
-        Ok(ids.par_iter().zip(&pairs).map(|(&id, pair)| cropping.crop(id, pair)).collect())
+        let scans: Vec<_> = ids.iter().map(|id| self.scans(id.pair)).collect::<Result<_>>()?;
+        Ok(self.cutter.samples(&ids, &scans))
     }
 
-    fn pair(&mut self, index: usize) -> Result<Arc<PreparedPair>> {
-        if let Some((_, pair)) = self.loaded.iter().find(|(i, _)| *i == index) {
-            return Ok(pair.clone());
+    fn scans(&mut self, index: usize) -> Result<Arc<Scans>> {
+        if let Some((_, scans)) = self.loaded.iter().find(|(i, _)| *i == index) {
+            return Ok(scans.clone());
         }
-        let pair = Arc::new(self.prepared.load(self.train[index])?);
-        self.loaded.push_back((index, pair.clone()));
+        let scans = Arc::new(Scans::from(self.prepared.load(self.train[index])?));
+        self.loaded.push_back((index, scans.clone()));
         if self.loaded.len() > self.capacity {
             self.loaded.pop_front();
         }
-        Ok(pair)
+        Ok(scans)
     }
 }

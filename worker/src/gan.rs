@@ -1,6 +1,6 @@
 //! The adversarial step: one update of the critic or of the generator (science.md sections 3 to 5).
 
-use crate::batch::{Batch, RealPair, batch, real_pairs};
+use crate::batch::{Batch, Patches, RealPair};
 use crate::collective::Failure;
 use crate::config::{Loss, System, TrainConfig};
 use crate::device::read;
@@ -12,7 +12,6 @@ use crate::optimizer::Optimizer;
 use crate::step::{Contribution, Group, Share, Updated};
 use burn::tensor::{Device, Tensor};
 use jrs_data::random::{Purpose, stream};
-use jrs_data::sampling::Patch;
 use libjrs::network::{self, GENERATOR, MARGIN};
 use rand::Rng;
 use rand_distr::StandardNormal;
@@ -147,8 +146,8 @@ impl Gan {
         (voxels * (self.config.head_gain * self.spacing), statistics)
     }
 
-    fn critic_gradient(&self, micro_batch: usize, patches: &[Patch]) -> Contribution {
-        let batch = batch(patches, &self.organs, 0, &self.device);
+    fn critic_gradient(&self, micro_batch: usize, patches: Patches<'_>) -> Contribution {
+        let batch = patches.batch(&self.organs, 0, &self.device);
         let (u, _) = self.displacement(&self.generator.parameters.leaves(false), &batch);
         let warped = warp(batch.source.clone(), u / self.spacing, MARGIN);
         let fake = self.fake_input(&batch, warped);
@@ -165,8 +164,8 @@ impl Gan {
 
     /// The gradient for the parameters, in two stages: first ∂L/∂u per term, then through the network. The first
     /// stage gives the ratio of the terms at no extra pass through the generator.
-    fn generator_gradient(&self, micro_batch: usize, patches: &[Patch]) -> Contribution {
-        let batch = batch(patches, &self.organs, self.config.loss.contour_blur, &self.device);
+    fn generator_gradient(&self, micro_batch: usize, patches: Patches<'_>) -> Contribution {
+        let batch = patches.batch(&self.organs, self.config.loss.contour_blur, &self.device);
         let leaves = self.generator.parameters.leaves(true);
         let (u, statistics) = self.displacement(&leaves, &batch);
 
@@ -194,7 +193,7 @@ impl Gan {
             // The critic judges sharp contours, whatever the Dice loss sees.
             let sharp = match self.config.loss.contour_blur {
                 0 => batch,
-                _ => self::batch(patches, &self.organs, 0, &self.device),
+                _ => patches.batch(&self.organs, 0, &self.device),
             };
             let real = self.real_input(&sharp, self.real_pairs(patches));
             let adversarial = gradient_of(&fixed_u, |u| {
@@ -242,9 +241,9 @@ impl Gan {
         expectation(fake, self.config.critic.reduction).neg()
     }
 
-    fn real_pairs(&self, patches: &[Patch]) -> RealPair {
+    fn real_pairs(&self, patches: Patches<'_>) -> RealPair {
         let segmentation = self.config.critic.real_segmentation;
-        real_pairs(patches, &self.organs, segmentation, self.config.seed, &self.device)
+        patches.real_pairs(&self.organs, segmentation, self.config.seed, &self.device)
     }
 
     fn fake_input(&self, batch: &Batch, warped: Tensor<5>) -> Tensor<5> {

@@ -3,12 +3,12 @@
 //! A step has M canonical micro-batches, which belong to the run. A rank computes some of them; gradients are added
 //! exactly, everything else is put in the micro-batches' order. So the result has the same bits whoever computed what.
 
+use crate::batch::Patches;
 use crate::collective::{Cause, Collective, Failure};
 use crate::device::read;
 use crate::gradients::{Mean, mean};
 use burn::tensor::{Device, Tensor};
 use bytemuck::Pod;
-use jrs_data::sampling::Patch;
 use std::ops::Range;
 
 /// One rank's part of a step.
@@ -19,20 +19,21 @@ pub struct Share<'p> {
     /// Those of this rank; may be empty.
     pub mine: Range<usize>,
     /// Their patches, one micro-batch after the other.
-    pub patches: &'p [Patch],
+    pub patches: Patches<'p>,
 }
 
 impl<'p> Share<'p> {
     /// All of a step's `patches` for one worker, cut into micro-batches of `size`.
-    pub fn whole(patches: &'p [Patch], size: usize) -> Self {
+    pub fn whole(patches: Patches<'p>, size: usize) -> Self {
         let count = patches.len().div_ceil(size);
         Self { count, mine: 0..count, patches }
     }
 
     /// Number and patches of each micro-batch.
-    pub fn micro_batches(&self) -> impl Iterator<Item = (usize, &'p [Patch])> {
+    pub fn micro_batches(&self) -> impl Iterator<Item = (usize, Patches<'p>)> {
         let size = self.patches.len() / self.mine.len().max(1);
-        self.mine.clone().zip(self.patches.chunks(size.max(1)))
+        let patches = self.patches;
+        self.mine.clone().enumerate().map(move |(i, number)| (number, patches.part(i * size, size)))
     }
 }
 
@@ -115,7 +116,7 @@ impl Group<'_> {
     pub fn compute(
         &mut self,
         share: &Share<'_>,
-        gradient: impl Fn(usize, &[Patch]) -> Contribution,
+        gradient: impl Fn(usize, Patches<'_>) -> Contribution,
     ) -> Result<Vec<Contribution>, Failure> {
         share
             .micro_batches()

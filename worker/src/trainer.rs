@@ -137,7 +137,7 @@ impl Trainer {
         }
         let gan = fresh(config, &prepared, &device);
         let prepared = Arc::new(prepared);
-        let feed = Feed::new(config, Arc::clone(&prepared))?;
+        let feed = Feed::new(config, Arc::clone(&prepared), &device)?;
         let standing = Standing::default();
         Ok(Self { config: config.clone(), feed, prepared, validation, device, gan, standing })
     }
@@ -281,11 +281,11 @@ impl Trainer {
 
         group.watch.enter(Phase::Data);
         let waiting = Instant::now();
-        let patches = self.feed.patches(self.positions(&mine), self.config.sampling.batch as u64)?;
+        let samples = self.feed.samples(self.positions(&mine), self.config.sampling.batch as u64)?;
         let data_wait = waiting.elapsed();
 
         group.watch.enter(Phase::Forward);
-        let share = Share { count: self.micro_batches(), mine, patches: &patches };
+        let share = Share { count: self.micro_batches(), mine, patches: samples.patches() };
         let mut committed = if self.critic_is_next() {
             let updated = self.gan.update_critic(&share, progress, group)?;
             self.standing.cursor = Cursor { updates: updates + 1, iteration, critic_done: critic_done + 1 };

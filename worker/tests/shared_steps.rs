@@ -2,6 +2,7 @@
 
 use burn::tensor::Device;
 use jrs_data::sampling::{Patch, SampleId};
+use jrs_worker::batch::Patches;
 use jrs_worker::collective::{Alone, Cause, Collective, Failure, threads};
 use jrs_worker::config::TrainConfig;
 use jrs_worker::gan::{Gan, GeneratorLosses};
@@ -22,7 +23,7 @@ fn two_updates(mine: Range<usize>, collective: &mut dyn Collective) -> (Vec<u8>,
     let config = TrainConfig::parse(&text).unwrap();
     let mut gan = Gan::new(&config, &[1, 2], 1.0, &Device::flex());
     let patches: Vec<Patch> = mine.clone().map(|k| patch(k, EDGE)).collect();
-    let share = Share { count: MICRO_BATCHES, mine, patches: &patches };
+    let share = Share { count: MICRO_BATCHES, mine, patches: Patches::Host(&patches) };
     let mut group = Group { collective, watch: &() };
     let wasserstein = gan.update_critic(&share, 0.0, &mut group).unwrap().losses;
     let losses = gan.update_generator(&share, 0.0, &mut group).unwrap().losses;
@@ -120,7 +121,7 @@ fn a_step_that_breaks_never_happened() {
     let mut gan = Gan::new(&config, &[1, 2], 1.0, &Device::flex());
     let before = to_bytes(&gan, &Standing::default());
     let patches = [patch(0, 44)];
-    let share = Share::whole(&patches, 1);
+    let share = Share::whole(Patches::Host(&patches), 1);
     let mut operations = 0;
     loop {
         let mut collective = Breaking { failing: operations, done: 0 };

@@ -10,10 +10,13 @@ mod surfaces;
 mod training;
 
 use super::ComputeArgs;
+use jrs_data::cache::PreparedPair;
+use jrs_data::dataset::Split;
 use jrs_telemetry::memory::peak_rss_mb;
 use jrs_worker::config::System;
 use jrs_worker::device::{self, Place};
 use libjrs::engine::Precision;
+use libjrs::{Affine, Grid};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -233,4 +236,22 @@ fn five_balls(edge: usize, shift: f64) -> Vec<u8> {
         centres.iter().position(inside).map_or(0, |organ| organ as u8 + 1)
     };
     (0..edge.pow(3)).map(label).collect()
+}
+
+/// A pair of scans with five organs, as training has it in memory.
+fn pair() -> PreparedPair {
+    const EDGE: usize = 192;
+    let hu = |phase| wave(EDGE.pow(3), phase).iter().map(|v| (v * 1000.0) as i16).collect();
+    PreparedPair {
+        id: "bench".into(),
+        patient: "bench".into(),
+        split: Split::Train,
+        grid: Grid::axis_aligned([EDGE; 3], [1.0; 3], [0.0; 3]),
+        fixed: hu(0.0),
+        moving: hu(0.3),
+        fixed_labels: five_balls(EDGE, 0.0),
+        moving_labels: five_balls(EDGE, 2.0),
+        mask: vec![1; EDGE.pow(3)],
+        affine: Affine::IDENTITY,
+    }
 }

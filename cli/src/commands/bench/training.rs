@@ -1,12 +1,14 @@
 //! One iteration of training.
 
-use super::{Bench, five_balls, wave};
+use super::{Bench, pair};
 use burn::tensor::Device;
-use jrs_data::sampling::{Patch, SampleId};
+use jrs_data::sampling::SampleId;
+use jrs_worker::batch::{Cutter, Scans};
 use jrs_worker::collective::Alone;
 use jrs_worker::config::{System, TrainConfig};
 use jrs_worker::gan::Gan;
 use jrs_worker::step::{Group, Share};
+use std::sync::Arc;
 
 /// Critic updates, then one of the generator, on one pair of patches of `size` voxels in both directions; the
 /// paper's losses and RMSProp.
@@ -21,13 +23,15 @@ pub fn step(
         .map_err(|problem| libjrs::Error::input(problem, "Choose a larger --size"))?;
     let critic_steps = system.critic_channels().map_or(0, |_| critic_steps);
     let mut gan = Gan::new(&config, &[1, 2, 3, 4, 5], 1.0, device);
-    let patches = [patch(size)];
+    let scans = [Arc::new(Scans::from(pair()))];
+    let cutter = Cutter::new(&config, 1000.0, device);
+    let samples = cutter.samples(&[SampleId { epoch: 0, pair: 0, k: 0 }], &scans);
     let critic = if critic_steps > 0 { format!(", {critic_steps} critic updates") } else { String::new() };
     Ok(Bench {
         name: format!("{} iteration, patch {size}^3{critic}", system.name()),
         flops: None,
         run: Box::new(move || {
-            let share = Share::whole(&patches, 1);
+            let share = Share::whole(samples.patches(), 1);
             let mut group = Group { collective: &mut Alone, watch: &() };
             for _ in 0..critic_steps {
                 gan.update_critic(&share, 0.0, &mut group).expect("alone, nobody is lost");
@@ -36,15 +40,4 @@ pub fn step(
             Ok(())
         }),
     })
-}
-
-fn patch(edge: usize) -> Patch {
-    Patch {
-        id: SampleId { epoch: 0, pair: 0, k: 0 },
-        edge,
-        fixed: wave(edge.pow(3), 0.0),
-        moving: wave(edge.pow(3), 0.3),
-        fixed_labels: five_balls(edge, 0.0),
-        moving_labels: five_balls(edge, 2.0),
-    }
 }

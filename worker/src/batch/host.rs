@@ -1,38 +1,17 @@
-//! From patches to tensors: both directions of every pair, side by side in one batch.
+//! Batches made on the host and uploaded as numbers.
 
+use super::{Batch, RealPair};
 use crate::config::RealSegmentation;
 use crate::contours::one_hot;
 use crate::theta::Theta;
 use burn::tensor::{Device, Tensor, TensorData};
 use jrs_data::random::{Purpose, stream};
-use jrs_data::sampling::Patch;
+use jrs_data::sampling::{Patch, SampleId};
 use libjrs::network::MARGIN;
+use rand::Rng;
 
-/// One micro-batch of `n` patch pairs as `2n` registration problems: first G(f, m), then G(m, f) \[paper:
-/// symmetric training\]. `P` is the patch edge and `Q = P - 40` the output edge.
-pub struct Batch {
-    /// concat(I_f, I_m), \[2n, 2, P, P, P\].
-    pub images: Tensor<5>,
-    /// What Φ is applied to: I_m, then one-hot labels where the system uses them, \[2n, 1 + organs, P, P, P\].
-    /// The **whole** patch, because cropping first would lose content.
-    pub source: Tensor<5>,
-    /// I_f on the output grid, \[2n, 1, Q, Q, Q\].
-    pub fixed: Tensor<5>,
-    /// One-hot S_f on the output grid, \[2n, organs, Q, Q, Q\].
-    pub fixed_masks: Option<Tensor<5>>,
-}
-
-/// What only critic updates need.
-pub struct RealPair {
-    /// Θ(I_f), \[2n, 1, Q, Q, Q\].
-    pub image: Tensor<5>,
-    /// Union of the organs of S_f, \[2n, 1, Q, Q, Q\].
-    pub mask: Option<Tensor<5>>,
-}
-
-/// Builds the tensors of `patches`; `organs` are the label ids that become channels, empty for systems without
-/// contours. `blur` widens their edges (see [`one_hot`]).
-pub fn batch(patches: &[Patch], organs: &[u8], blur: usize, device: &Device) -> Batch {
+/// See [`super::Patches::batch`].
+pub(super) fn batch(patches: &[Patch], organs: &[u8], blur: usize, device: &Device) -> Batch {
     let edge = patches[0].edge;
     let (mut images, mut source, mut fixed, mut masks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (f, m, s_f, s_m) in directions(patches) {
@@ -57,8 +36,8 @@ pub fn batch(patches: &[Patch], organs: &[u8], blur: usize, device: &Device) -> 
     }
 }
 
-/// Builds the real pairs (I_f, Θ(I_f), S_f) of a critic update.
-pub fn real_pairs(
+/// See [`super::Patches::real_pairs`].
+pub(super) fn real_pairs(
     patches: &[Patch],
     organs: &[u8],
     segmentation: RealSegmentation,
@@ -69,9 +48,7 @@ pub fn real_pairs(
     let (mut images, mut masks) = (Vec::new(), Vec::new());
     for (direction, (f, _, s_f, _)) in directions(patches).enumerate() {
         let id = patches[direction % patches.len()].id;
-        let key = [id.epoch, id.pair as u64, id.k as u64, (direction / patches.len()) as u64];
-        let mut draws = stream(seed, Purpose::Theta, &key);
-        let theta = Theta::draw(&mut draws);
+        let (theta, mut draws) = theta(seed, id, direction / patches.len());
         images.extend(theta.image(&centre(f, patches[0].edge), inner, &mut draws));
         if !organs.is_empty() {
             let union: Vec<f32> = centre(s_f, patches[0].edge)
@@ -88,6 +65,12 @@ pub fn real_pairs(
     let tensor =
         |data: Vec<f32>| Tensor::<5>::from_data(TensorData::new(data, [n, 1, inner, inner, inner]), device);
     RealPair { image: tensor(images), mask: (!organs.is_empty()).then(|| tensor(masks)) }
+}
+
+/// Θ of a sample, forward (0) or backward (1), and the stream that its noise is drawn from.
+pub(super) fn theta(seed: u64, id: SampleId, direction: usize) -> (Theta, impl Rng) {
+    let mut draws = stream(seed, Purpose::Theta, &[id.epoch, id.pair as u64, id.k as u64, direction as u64]);
+    (Theta::draw(&mut draws), draws)
 }
 
 type Direction<'a> = (&'a [f32], &'a [f32], &'a [u8], &'a [u8]);
