@@ -18,7 +18,11 @@ const ARITHMETICS: [Arithmetic; 2] = [Arithmetic::Tf32, Arithmetic::Bf16];
 fn client() -> Option<Client> {
     let chosen = if cfg!(feature = "cpu") { Device::Cpu } else { Device::Cuda(0) };
     match device::open(chosen) {
-        Ok(client) => ARITHMETICS.iter().all(|a| a.on(&client)).then_some(client),
+        Ok(client) if ARITHMETICS.iter().all(|a| a.on(&client)) => Some(client),
+        Ok(_) => {
+            eprintln!("SKIPPED: no tensor cores for TF32 and bf16");
+            None
+        }
         Err(error) if chosen != Device::Cpu => {
             eprintln!("SKIPPED: {error}");
             None

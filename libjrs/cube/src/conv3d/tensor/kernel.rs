@@ -6,6 +6,9 @@ use cubecl::prelude::*;
 use super::{EDGE, Plan, Unit};
 use crate::conv3d::correlate::{Geometry, finished, read};
 
+/// Numbers that are written to the window at once: one store of a GPU (eight would be spilled, in TF32).
+type Four<E> = Vector<E, Const<4>>;
+
 /// One convolution. `E` is how shared memory keeps a rounded number, `F` what a tensor core takes it for. `x` is the input (or
 /// what is upsampled, with `skip` beside it).
 #[cube(launch_unchecked)]
@@ -41,7 +44,7 @@ pub(super) fn multiply<E: Float, F: Float>(
     let z_first = cube % tiles_z * rows_z;
     let n = cube / tiles_z;
 
-    let mut window = Shared::<[E]>::new_aligned_slice(comptime!(plan.window_len()), 32usize);
+    let mut window = Shared::<[Four<E>]>::new_aligned_slice(comptime!(plan.window_len() / 4), 32usize);
     let mut filter = Shared::<[E]>::new_aligned_slice(comptime!(plan.filter_len()), 32usize);
     let mut sums = Shared::<[f32]>::new_aligned_slice(comptime!(plan.sums_len()), 32usize);
     let mut fragments = Sequence::<Matrix<f32>>::new();
@@ -108,7 +111,7 @@ fn rounded(value: f32, #[comptime] dropped_bits: u32) -> f32 {
 fn fill_window<E: Float>(
     x: &[f32],
     skip: &[f32],
-    window: &mut Shared<[E]>,
+    window: &mut Shared<[Four<E>]>,
     g: &Geometry,
     n: usize,
     c_first: usize,
@@ -146,9 +149,14 @@ fn fill_window<E: Float>(
             }
         }
         #[unroll]
-        for c in 0..channels {
-            window[i * channels + c] =
-                E::cast_from(rounded(values[c], comptime!(plan.operands.dropped_bits())));
+        for v in 0..comptime!(channels / 4) {
+            let mut four = Four::<E>::empty();
+            #[unroll]
+            for j in 0..4usize {
+                let value = rounded(values[comptime!(4 * v + j)], comptime!(plan.operands.dropped_bits()));
+                four.insert(j, E::cast_from(value));
+            }
+            window[i * comptime!(channels / 4) + v] = four;
         }
     }
 }
@@ -187,7 +195,7 @@ fn fill_filter<E: Float>(
 /// Adds the products of a tap: the rows of the plane with all columns.
 #[cube]
 fn add_tap<E: Float, F: Float>(
-    window: &Shared<[E]>,
+    window: &Shared<[Four<E>]>,
     filter: &Shared<[E]>,
     fragments: &Sequence<Matrix<f32>>,
     sums: &mut Shared<[f32]>,
@@ -201,7 +209,7 @@ fn add_tap<E: Float, F: Float>(
     let columns = comptime!(plan.columns());
     let first_row = UNIT_POS as usize / comptime!(plan.lanes()) * rows;
     let a_pitch = comptime!(plan.stride * channels);
-    let a_len = comptime!((EDGE - 1) * plan.stride * channels + channels);
+    let a_len = comptime!(((EDGE - 1) * plan.stride + 1) * channels / 4);
     let b_len = comptime!(EDGE * channels);
     let b_first = (ty * plan.taps + tx) * comptime!(plan.outputs * channels);
     if comptime!(plan.unit == Unit::TensorCore) {
@@ -241,19 +249,19 @@ fn add_tap<E: Float, F: Float>(
     }
 }
 
-/// Where the input of a row's first voxel at a tap is in the window.
+/// Where the input of a row's first voxel at a tap is in the window, in fours.
 #[cube]
 fn place_of_row(row: usize, tz: usize, ty: usize, tx: usize, #[comptime] plan: Plan) -> usize {
     let z = row / plan.rows[1] * plan.stride + tz;
     let y = row % plan.rows[1] * plan.stride + ty;
     ((z * comptime!(plan.window()[1]) + y) * comptime!(plan.window()[2]) + tx)
-        * comptime!(plan.operands.channels())
+        * comptime!(plan.operands.channels() / 4)
 }
 
-/// What a tensor core does: adds A B at `to`, outputs outermost, with A at `a_at` and B at `b_at`.
+/// What a tensor core does: adds A B at `to`, outputs outermost, with A at `a_at` (in fours) and B at `b_at`.
 #[cube]
 fn emulate<E: Float>(
-    window: &Shared<[E]>,
+    window: &Shared<[Four<E>]>,
     a_at: usize,
     #[comptime] a_pitch: usize,
     filter: &Shared<[E]>,
@@ -266,7 +274,8 @@ fn emulate<E: Float>(
         let mut a = Array::<f32>::new(EDGE);
         #[unroll]
         for m in 0..EDGE {
-            a[m] = f32::cast_from(window[a_at + comptime!(m * a_pitch) + k]);
+            let four = window[a_at + comptime!(m * a_pitch / 4) + k / 4];
+            a[m] = f32::cast_from(four.extract_dynamic(k % 4));
         }
         for n in 0..EDGE {
             let b = f32::cast_from(filter[b_at + n * channels + k]);
