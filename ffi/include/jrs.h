@@ -91,8 +91,11 @@
 #define JRS_PRECISION_F32 0
 
 // The network in bfloat16 with sums in single precision: two to three times faster, displacements differ by up to some
-// tenths of a millimetre. JRS_E_UNSUPPORTED where the processor has no matrix unit (AMX).
+// tenths of a millimetre. JRS_E_UNSUPPORTED where the processor has no matrix unit (AMX) or the GPU no tensor cores for it.
 #define JRS_PRECISION_BF16 1
+
+// The network in TF32 with sums in single precision, on GPUs with tensor cores for it; JRS_E_UNSUPPORTED elsewhere.
+#define JRS_PRECISION_TF32 2
 
 // Log level: something failed.
 #define JRS_LOG_ERROR 1

@@ -17,8 +17,10 @@ pub const JRS_DEVICE_CUDA: u32 = 1;
 /// Single precision, on any processor.
 pub const JRS_PRECISION_F32: u32 = 0;
 /// The network in bfloat16 with sums in single precision: two to three times faster, displacements differ by up to some
-/// tenths of a millimetre. JRS_E_UNSUPPORTED where the processor has no matrix unit (AMX).
+/// tenths of a millimetre. JRS_E_UNSUPPORTED where the processor has no matrix unit (AMX) or the GPU no tensor cores for it.
 pub const JRS_PRECISION_BF16: u32 = 1;
+/// The network in TF32 with sums in single precision, on GPUs with tensor cores for it; JRS_E_UNSUPPORTED elsewhere.
+pub const JRS_PRECISION_TF32: u32 = 2;
 /// Log level: something failed.
 pub const JRS_LOG_ERROR: i32 = 1;
 /// Log level: a result needs a look.
@@ -237,6 +239,7 @@ fn check(options: &jrs_session_options) -> Result<Compute, Failure> {
     let precision = match options.precision {
         JRS_PRECISION_F32 => Precision::F32,
         JRS_PRECISION_BF16 => Precision::Bf16,
+        JRS_PRECISION_TF32 => Precision::Tf32,
         other => {
             return Err(Failure::new(
                 JRS_E_ARGUMENT,

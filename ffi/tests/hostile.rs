@@ -266,6 +266,7 @@ fn options_that_cannot_be_honoured() {
     if (Compute { precision: Precision::Bf16, ..Default::default() }).check().is_err() {
         assert_eq!(code(|o| o.precision = JRS_PRECISION_BF16), JRS_E_UNSUPPORTED);
     }
+    assert_eq!(code(|o| o.precision = JRS_PRECISION_TF32), JRS_E_UNSUPPORTED);
     assert_eq!(code(|o| o.precision = 7), JRS_E_ARGUMENT);
     assert_eq!(code(|o| o.deterministic = 2), JRS_E_ARGUMENT);
     assert_eq!(code(|o| o.threads = u32::MAX), JRS_E_ARGUMENT);

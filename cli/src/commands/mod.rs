@@ -61,8 +61,10 @@ pub enum Precision {
     /// 32-bit floating point.
     #[default]
     F32,
-    /// 16-bit "brain" floating point with sums in 32 bits, where the processor has AMX.
+    /// 16-bit "brain" floating point with sums in 32 bits, on GPUs and where the processor has AMX.
     Bf16,
+    /// 19-bit TensorFloat with sums in 32 bits, on GPUs.
+    Tf32,
 }
 
 impl From<Precision> for libjrs::engine::Precision {
@@ -70,6 +72,7 @@ impl From<Precision> for libjrs::engine::Precision {
         match precision {
             Precision::F32 => Self::F32,
             Precision::Bf16 => Self::Bf16,
+            Precision::Tf32 => Self::Tf32,
         }
     }
 }
@@ -80,7 +83,7 @@ pub struct ComputeArgs {
     /// What runs the network: cpu, cuda or cuda:N (a GPU; in builds with CUDA). There is no fall-back.
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
     device: Device,
-    /// Arithmetic of the network: bf16 is faster and needs a processor with AMX.
+    /// Arithmetic of the network: bf16 is faster and needs a GPU or a processor with AMX, tf32 a GPU.
     #[arg(long, global = true, default_value = "f32")]
     precision: Precision,
 }

@@ -4,11 +4,11 @@ use std::ffi::CStr;
 use std::sync::Arc;
 
 use cubecl::Compiler;
-use cubecl::ir::features::Features;
+use cubecl::ir::features::{Features, MmaConfig};
 use cubecl::ir::nvidia::SmArch;
 use cubecl::ir::{
-    AddressType, DeviceIdentity, DeviceProperties, HardwareProperties, MemoryDeviceProperties,
-    TargetProperties, VectorSize,
+    AddressType, DeviceIdentity, DeviceProperties, ElemType, FloatKind, HardwareProperties,
+    MemoryDeviceProperties, TargetProperties, VectorSize,
 };
 use cubecl::prelude::*;
 use cubecl_llvm::nvptx::ptx_version::PtxVersion;
@@ -65,8 +65,16 @@ impl Offline {
         };
         let identity =
             DeviceIdentity { name: "offline".into(), fingerprint: "offline".into(), physical: None };
+        let mut features = Features::default();
+        // Fragments of tensor cores that kernels of this crate use: CubeCL compiles no others.
+        for (operand, k) in [(FloatKind::BF16, 16), (FloatKind::TF32, 8)] {
+            let operand = ElemType::Float(operand);
+            let cd_type = ElemType::Float(FloatKind::F32);
+            let form = MmaConfig { a_type: operand, b_type: operand, cd_type, m: 16, n: 16, k };
+            features.matmul.cmma.insert(form);
+        }
         let properties = DeviceProperties::new(
-            Features::default(),
+            features,
             MemoryDeviceProperties::new(u64::MAX, 512),
             hardware,
             cubecl::profile::TimingMethod::Device,

@@ -6,7 +6,7 @@
 mod reference;
 
 use jrs_cube::buffer::{download, upload};
-use jrs_cube::conv3d::{self, Epilogue};
+use jrs_cube::conv3d::{self, Arithmetic, Epilogue};
 use jrs_cube::{Client, Device, Handle, device};
 use jrs_kernels::Conv3d;
 use jrs_kernels::upsample_concat::UpsampleConcat;
@@ -34,11 +34,11 @@ fn check(client: &Client, (conv, seed): (Conv3d, u64)) {
     let case = Convolution::new(conv, seed);
     let up = |values: &[f32]| upload(client, values);
     let (x, weight, bias) = (up(&case.x), up(&case.weight), up(&case.bias));
-    let y = conv3d::forward(client, &conv, &x, &weight, &bias, Epilogue::None);
+    let y = conv3d::forward(client, Arithmetic::F32, &conv, &x, &weight, &bias, Epilogue::None);
     close(&format!("forward of {conv:?}"), &values(client, y), &case.y, 1e-5);
     let (scale, shift) = (up(&case.scale), up(&case.shift));
     let epilogue = Epilogue::LeakyNorm { slope: 0.2, scale: &scale, shift: &shift };
-    let y = conv3d::forward(client, &conv, &x, &weight, &bias, epilogue);
+    let y = conv3d::forward(client, Arithmetic::F32, &conv, &x, &weight, &bias, epilogue);
     close(&format!("forward with epilogue of {conv:?}"), &values(client, y), &case.normed, 1e-5);
     let dy = up(&case.dy);
     let dx = conv3d::input_gradient(client, &conv, &dy, &weight);
@@ -66,7 +66,8 @@ fn convolutions_are_their_definition() {
 #[test]
 fn the_upsampled_input_is_never_stored_and_counts() {
     let Some(client) = client() else { return };
-    for crop in [0, 2] {
+    let arithmetics = [Arithmetic::F32, Arithmetic::Tf32, Arithmetic::Bf16];
+    for (crop, arithmetic) in arithmetics.into_iter().flat_map(|a| [(0, a), (2, a)]) {
         let op = UpsampleConcat { batch: 2, c_up: 3, c_skip: 2, low: [3, 4, 5], crop };
         let conv =
             Conv3d { batch: 2, c_in: 5, c_out: 4, input: op.output(), kernel: 3, stride: 1, padding: 0 };
@@ -74,10 +75,10 @@ fn the_upsampled_input_is_never_stored_and_counts() {
         let (weight, bias) = (random(conv.weight_len(), 3), random(4, 4));
         let [a, skip, weight, bias] = [&a, &skip, &weight, &bias].map(|values| upload(&client, values));
         let stored = jrs_cube::upsample_concat::forward(&client, &op, &a, &skip);
-        let want = conv3d::forward(&client, &conv, &stored, &weight, &bias, Epilogue::None);
+        let want = conv3d::forward(&client, arithmetic, &conv, &stored, &weight, &bias, Epilogue::None);
         let none = Epilogue::None;
-        let got = conv3d::forward_upsampled(&client, &conv, &op, &a, &skip, &weight, &bias, none);
-        assert_eq!(values(&client, got), values(&client, want), "crop {crop}");
+        let got = conv3d::forward_upsampled(&client, arithmetic, &conv, &op, &a, &skip, &weight, &bias, none);
+        assert_eq!(values(&client, got), values(&client, want), "crop {crop}, {arithmetic:?}");
     }
 }
 

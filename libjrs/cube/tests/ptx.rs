@@ -25,6 +25,14 @@ fn every_kernel_assembles_for_sm_90() {
             }
         };
         assert!(ptx.contains(".target sm_90"), "{}", kernel.name);
+        // Sums in f32 of products of these and no others.
+        for (operands, instruction) in [
+            ("bf16", "wmma.mma.sync.aligned.row.col.m16n16k16.f32.bf16.bf16.f32"),
+            ("tf32", "wmma.mma.sync.aligned.row.col.m16n16k8.f32.tf32.tf32.f32"),
+        ] {
+            let wanted = kernel.name.contains(operands);
+            assert_eq!(ptx.contains(instruction), wanted, "{}: {instruction}", kernel.name);
+        }
         let Some(ptxas) = &ptxas else { continue };
         let file = folder.join(format!("{i}.ptx"));
         std::fs::write(&file, ptx).unwrap();

@@ -9,7 +9,7 @@
 mod reference;
 
 use jrs_cube::buffer::{download, upload};
-use jrs_cube::conv3d::{self, Epilogue};
+use jrs_cube::conv3d::{self, Arithmetic, Epilogue};
 use jrs_cube::{Client, Device, Handle, device, launch};
 use jrs_kernels::Conv3d;
 use jrs_kernels::warp::Warp;
@@ -54,7 +54,7 @@ fn convolutions_are_their_definition() {
         let (x, weight, bias, dy) = (up(&case.x), up(&case.weight), up(&case.bias), up(&case.dy));
         let (scale, shift) = (up(&case.scale), up(&case.shift));
         let epilogue = Epilogue::LeakyNorm { slope: 0.2, scale: &scale, shift: &shift };
-        let y = conv3d::forward(&client, &conv, &x, &weight, &bias, epilogue);
+        let y = conv3d::forward(&client, Arithmetic::F32, &conv, &x, &weight, &bias, epilogue);
         close(&format!("forward of {conv:?}"), &values(&client, y), &case.normed, 1e-5);
         let dx = conv3d::input_gradient(&client, &conv, &dy, &weight);
         close(&format!("input gradient of {conv:?}"), &values(&client, dx), &case.dx, 1e-5);

@@ -29,9 +29,11 @@ pub enum Precision {
     /// 32-bit floating point, or sums of two bf16 where a matrix unit makes them faster: within 1e-4 of each other's size.
     #[default]
     F32,
-    /// bf16 with f32 sums, faster, on processors with a matrix unit (AMX). Displacements differ by up to some tenths of
-    /// a millimetre from those in f32.
+    /// bf16 (8 bits) with f32 sums, faster, on processors with a matrix unit (AMX) and on GPUs. Displacements differ by up to
+    /// some tenths of a millimetre from those in f32.
     Bf16,
+    /// TF32 (11 bits) with f32 sums, faster, on GPUs.
+    Tf32,
 }
 
 /// Device and arithmetic.
@@ -49,6 +51,7 @@ impl Precision {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Tf32 => "tf32",
         }
     }
 }
@@ -100,7 +103,7 @@ impl Compute {
     pub fn check(self) -> Result<()> {
         match self.device {
             Device::Cpu if self.precision == Precision::F32 => Ok(()),
-            Device::Cpu => MatrixEngine::check(),
+            Device::Cpu => MatrixEngine::check(self.precision),
             #[cfg(feature = "cube")]
             device => super::cube::check(device, self.precision),
             #[cfg(not(feature = "cube"))]
@@ -117,7 +120,7 @@ impl Compute {
         match self.device {
             Device::Cpu => on_cpu(weights, self.precision),
             #[cfg(feature = "cube")]
-            device => Ok(Box::new(super::CubeEngine::new(device, weights)?)),
+            device => Ok(Box::new(super::CubeEngine::new(device, self.precision, weights)?)),
             #[cfg(not(feature = "cube"))]
             device => Err(not_built(device)),
         }
@@ -157,6 +160,16 @@ mod tests {
         for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
             let said = wrong.parse::<Device>().unwrap_err().to_string();
             assert!(said.contains(&format!("{wrong:?}")) && said.contains("cuda:N"), "{said}");
+        }
+    }
+
+    #[test]
+    fn no_processor_computes_in_tf32() {
+        let compute = Compute { precision: Precision::Tf32, ..Default::default() };
+        let of_choice = compute.engine(&GeneratorWeights::random(1)).map(|engine| engine.name());
+        let of_cpu = on_cpu(&GeneratorWeights::random(1), Precision::Tf32).map(|engine| engine.name());
+        for engine in [of_choice, of_cpu] {
+            assert!(matches!(&engine, Err(Error::Unsupported { .. })), "{engine:?}");
         }
     }
 

@@ -13,8 +13,8 @@ impl KernelOps for Cube {
         let conv = convolution(&x, &weight, spec);
         let [x, weight, bias] = [x, weight, bias].map(into_contiguous);
         let [d, h, w] = conv.output();
-        let none = conv3d::Epilogue::None;
-        let y = conv3d::forward(&x.client, &conv, &x.handle, &weight.handle, &bias.handle, none);
+        let (f32, none) = (conv3d::Arithmetic::F32, conv3d::Epilogue::None);
+        let y = conv3d::forward(&x.client, f32, &conv, &x.handle, &weight.handle, &bias.handle, none);
         beside(&x, y, &[conv.batch, conv.c_out, d, h, w])
     }
 

@@ -278,7 +278,7 @@ pub(crate) fn correlate(
                     if column < g.output.x {
                         let sum = sums[comptime!(o * run + r)];
                         y[to + g.first.x + g.step * column] =
-                            finished(sum, co, bias, scale, shift, g.slope, plan);
+                            finished(sum, co, bias, scale, shift, g.slope, plan.finish);
                     }
                 }
             }
@@ -336,7 +336,7 @@ fn fill_window(
 
 /// The value of input channel `c` at a voxel.
 #[cube]
-fn read(
+pub(super) fn read(
     x: &[f32],
     skip: &[f32],
     g: &Geometry,
@@ -418,20 +418,20 @@ fn place_of_weight(
 
 /// What is stored for `sum`.
 #[cube]
-fn finished(
+pub(super) fn finished(
     sum: f32,
     co: usize,
     bias: &[f32],
     scale: &[f32],
     shift: &[f32],
     slope: f32,
-    #[comptime] plan: Plan,
+    #[comptime] finish: Finish,
 ) -> f32 {
     let mut value = sum;
-    if comptime!(plan.finish != Finish::Sum) {
+    if comptime!(finish != Finish::Sum) {
         value += bias[co];
     }
-    if comptime!(plan.finish == Finish::LeakyNorm) {
+    if comptime!(finish == Finish::LeakyNorm) {
         // The slope is at most 1, so the larger is the right one.
         value = scale[co] * max(value, slope * value) + shift[co];
     }

@@ -2,12 +2,13 @@
 //!
 //! | function | kernel |
 //! |---|---|
-//! | [`forward`], [`forward_upsampled`] | `correlate` |
+//! | [`forward`], [`forward_upsampled`] | `correlate`; in TF32 and bf16 `tensor`, on tensor cores |
 //! | [`input_gradient`] | `correlate`, on `dy` with mirrored, transposed weights; at stride 2 once for each parity |
 //! | [`weight_gradient`] | `weight_gradient`: partial sums of parts of the volume, then their sum |
 //! | [`bias_gradient`] | sums over channels |
 
 mod correlate;
+mod tensor;
 mod weight_gradient;
 
 use cubecl::prelude::*;
@@ -21,6 +22,26 @@ use correlate::{ExtentLaunch, Finish, GeometryLaunch, Plan, Source, StartLaunch,
 
 /// Shared memory that a cube may take: what every GPU gives without being asked.
 const SHARED: usize = 40 << 10;
+
+/// The numbers that a forward pass multiplies; it adds in f32, whatever they are. Gradients are f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Arithmetic {
+    /// As they are, by fused multiplications and additions: the reference.
+    #[default]
+    F32,
+    /// Rounded to 11 bits (TF32) to the nearest, ties to even; the range is that of f32.
+    Tf32,
+    /// Rounded to 8 bits (bf16) to the nearest, ties to even; the range is that of f32.
+    Bf16,
+}
+
+impl Arithmetic {
+    /// Whether `client`'s device can: TF32 and bf16 take an NVIDIA GPU of compute capability 8.0 or above. The processor can,
+    /// by loops in the place of a tensor core.
+    pub fn on(self, client: &Client) -> bool {
+        tensor::available(client, self)
+    }
+}
 
 /// What happens to a convolution's result on its way to memory, as `jrs_kernels::Epilogue`.
 #[derive(Clone, Copy, Debug)]
@@ -38,12 +59,13 @@ pub enum Epilogue<'a> {
     },
 }
 
-/// `y = epilogue(conv(x, weight) + bias)`.
+/// `y = epilogue(conv(x, weight) + bias)`, where `arithmetic` multiplies.
 ///
 /// # Panics
-/// If a buffer is too short.
+/// If a buffer is too short. What `arithmetic` is not [`Arithmetic::on`] fails on the device.
 pub fn forward(
     client: &Client,
+    arithmetic: Arithmetic,
     conv: &Conv3d,
     x: &Handle,
     weight: &Handle,
@@ -51,7 +73,7 @@ pub fn forward(
     epilogue: Epilogue<'_>,
 ) -> Handle {
     let input = Input { one: x, len: conv.input_len(), skip: None };
-    run_forward(client, conv, input, weight, bias, epilogue)
+    run_forward(client, arithmetic, conv, input, weight, bias, epilogue)
 }
 
 /// [`forward`] of `upsample.forward(low, skip)`, which is never stored.
@@ -60,6 +82,7 @@ pub fn forward(
 /// If a buffer is too short, or `conv` does not take what `upsample` gives.
 pub fn forward_upsampled(
     client: &Client,
+    arithmetic: Arithmetic,
     conv: &Conv3d,
     upsample: &UpsampleConcat,
     low: &Handle,
@@ -72,7 +95,7 @@ pub fn forward_upsampled(
     let given = (upsample.batch, upsample.c_up + upsample.c_skip, upsample.output());
     assert_eq!(taken, given, "the convolution takes what the upsampling gives");
     let input = Input { one: low, len: upsample.low_len(), skip: Some((upsample, skip)) };
-    run_forward(client, conv, input, weight, bias, epilogue)
+    run_forward(client, arithmetic, conv, input, weight, bias, epilogue)
 }
 
 /// `dx`: gradient of the input, from the gradient `dy` of the output.
@@ -113,6 +136,7 @@ pub fn bias_gradient(client: &Client, conv: &Conv3d, dy: &Handle) -> Handle {
 
 fn run_forward(
     client: &Client,
+    arithmetic: Arithmetic,
     conv: &Conv3d,
     input: Input<'_>,
     weight: &Handle,
@@ -120,7 +144,11 @@ fn run_forward(
     epilogue: Epilogue<'_>,
 ) -> Handle {
     let y = buffer::for_overwriting::<f32>(client, conv.output_len());
-    Correlation::forward(conv).run(client, input, weight, Some(bias), epilogue, &y);
+    let correlation = Correlation::forward(conv);
+    match tensor::Operands::of(arithmetic) {
+        None => correlation.run(client, input, weight, Some(bias), epilogue, &y),
+        Some(operands) => tensor::run(client, operands, &correlation, input, weight, bias, epilogue, &y),
+    }
     y
 }
 
@@ -130,6 +158,20 @@ struct Input<'a> {
     one: &'a Handle,
     len: usize,
     skip: Option<(&'a UpsampleConcat, &'a Handle)>,
+}
+
+/// Buffers and sizes of a kernel, and how it is made for them.
+struct Arguments {
+    input: BufferArg,
+    skip: BufferArg,
+    weight: BufferArg,
+    bias: BufferArg,
+    scale: BufferArg,
+    shift: BufferArg,
+    y: BufferArg,
+    geometry: GeometryLaunch,
+    finish: Finish,
+    source: Source,
 }
 
 /// A correlation: see `correlate::Geometry`.
@@ -214,6 +256,36 @@ impl Correlation {
         epilogue: Epilogue<'_>,
         y: &Handle,
     ) {
+        let args = self.arguments(input, weight, bias, epilogue, y);
+        let plan = self.plan(width(client), args.finish, args.source);
+        // SAFETY: reads and writes stay within the sizes of the geometry, which `arguments` compared with the buffers.
+        unsafe {
+            correlate::correlate::launch_unchecked(
+                client,
+                grid(self.cubes(&plan)),
+                dim(plan.units),
+                args.input,
+                args.skip,
+                args.weight,
+                args.bias,
+                args.scale,
+                args.shift,
+                args.y,
+                args.geometry,
+                plan,
+            );
+        }
+    }
+
+    /// What the kernels are given.
+    fn arguments(
+        &self,
+        input: Input<'_>,
+        weight: &Handle,
+        bias: Option<&Handle>,
+        epilogue: Epilogue<'_>,
+        y: &Handle,
+    ) -> Arguments {
         let (finish, slope, scale, shift) = match epilogue {
             Epilogue::LeakyNorm { slope, scale, shift } => {
                 assert!((0.0..=1.0).contains(&slope), "slope {slope}");
@@ -230,31 +302,23 @@ impl Correlation {
                 (finish, 0.0, values::<f32>(weight, 0, "scale"), values::<f32>(weight, 0, "shift"))
             }
         };
-        let source = if input.skip.is_some() { Source::UpsampleConcat } else { Source::One };
-        let plan = self.plan(width(client), finish, source);
         let (c_up, crop) = input.skip.map_or((0, 0), |(up, _)| (up.c_up, up.crop));
         let (skip, skip_len) = input.skip.map_or((input.one, 0), |(up, skip)| (skip, up.skip_len()));
         let bias = bias
             .map_or_else(|| values::<f32>(weight, 0, "bias"), |bias| values::<f32>(bias, self.c_out, "bias"));
         let weight_len = self.c_in * self.c_out * self.edge.pow(3);
         let y_len = self.batch * self.c_out * self.placed.iter().product::<usize>();
-        let geometry = self.geometry(c_up, crop, slope);
-        // SAFETY: reads and writes stay within the sizes of `geometry`, which `values` compared with the buffers.
-        unsafe {
-            correlate::correlate::launch_unchecked(
-                client,
-                grid(self.cubes(&plan)),
-                dim(plan.units),
-                values::<f32>(input.one, input.len, "input"),
-                values::<f32>(skip, skip_len, "skip connection"),
-                values::<f32>(weight, weight_len, "weight"),
-                bias,
-                scale,
-                shift,
-                values::<f32>(y, y_len, "output"),
-                geometry,
-                plan,
-            );
+        Arguments {
+            input: values::<f32>(input.one, input.len, "input"),
+            skip: values::<f32>(skip, skip_len, "skip connection"),
+            weight: values::<f32>(weight, weight_len, "weight"),
+            bias,
+            scale,
+            shift,
+            y: values::<f32>(y, y_len, "output"),
+            geometry: self.geometry(c_up, crop, slope),
+            finish,
+            source: if input.skip.is_some() { Source::UpsampleConcat } else { Source::One },
         }
     }
 
@@ -361,6 +425,18 @@ pub(crate) fn offline(kernels: &mut crate::ptx::Offline) {
             let name = format!("{name}, taps {:?}", c.taps);
             correlation(&name, c, Finish::Sum, Source::One);
         }
+    }
+    for (name, conv, source) in [
+        ("3x3x3, 2 -> 16", layer(2, 16, 3, 1, 0), Source::One),
+        ("3x3x3, 16 -> 16", layer(16, 16, 3, 1, 0), Source::One),
+        ("3x3x3, 32 -> 32", layer(32, 32, 3, 1, 0), Source::One),
+        ("3x3x3, 64 -> 64", layer(64, 64, 3, 1, 0), Source::One),
+        ("3x3x3 stride 2, 16 -> 16", layer(16, 16, 3, 2, 1), Source::One),
+        ("3x3x3 stride 2, 32 -> 32", layer(32, 32, 3, 2, 1), Source::One),
+        ("3x3x3 upsampled, 96 -> 32", layer(96, 32, 3, 1, 0), Source::UpsampleConcat),
+        ("1x1x1, 16 -> 3", layer(16, 3, 1, 1, 0), Source::One),
+    ] {
+        tensor::offline(name, &Correlation::forward(&conv), source, kernels);
     }
     for (name, conv) in [
         ("3x3x3, 16 -> 16", layer(16, 16, 3, 1, 0)),

@@ -90,6 +90,17 @@ impl Convolution {
     pub fn new(conv: Conv3d, seed: u64) -> Self {
         let x = random(conv.input_len(), seed);
         let weight = random(conv.weight_len(), seed + 1);
+        Self::of(conv, x, weight, seed)
+    }
+
+    /// The same with input and weights as `rounded` gives them.
+    pub fn rounded(conv: Conv3d, seed: u64, rounded: impl Fn(f32) -> f32) -> Self {
+        let exact = Self::new(conv, seed);
+        let of = |values: Vec<f32>| values.into_iter().map(&rounded).collect();
+        Self::of(conv, of(exact.x), of(exact.weight), seed)
+    }
+
+    fn of(conv: Conv3d, x: Vec<f32>, weight: Vec<f32>, seed: u64) -> Self {
         let bias = random(conv.c_out, seed + 2);
         let dy = random(conv.output_len(), seed + 3);
         let (scale, shift) = (random(conv.c_out, seed + 4), random(conv.c_out, seed + 5));

@@ -28,19 +28,32 @@ impl MatrixEngine {
     /// Prepares the weights.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if this processor has no matrix unit for bf16.
+    /// [`Error::Unsupported`] if this processor has no matrix unit for bf16, and in [`Precision::Tf32`].
     pub fn new(weights: &GeneratorWeights, precision: Precision) -> Result<Self> {
-        Ok(Self::on(Self::unit()?, weights, precision))
+        let format = Self::format(precision)?;
+        Ok(Self::on(Self::unit()?, weights, format))
     }
 
-    /// True if [`MatrixEngine::new`] succeeds here.
+    /// True if [`MatrixEngine::new`] succeeds here in f32 and bf16.
     pub fn available() -> bool {
         Unit::hardware().is_some()
     }
 
     /// Why [`MatrixEngine::new`] would not succeed here.
-    pub(super) fn check() -> Result<()> {
+    pub(super) fn check(precision: Precision) -> Result<()> {
+        Self::format(precision)?;
         Self::unit().map(|_| ())
+    }
+
+    /// What stands for a number.
+    fn format(precision: Precision) -> Result<Format> {
+        match precision {
+            Precision::F32 => Ok(Format::Two),
+            Precision::Bf16 => Ok(Format::One),
+            Precision::Tf32 => {
+                Err(Error::unsupported("no processor computes in TF32", "Use f32 precision, or a GPU"))
+            }
+        }
     }
 
     fn unit() -> Result<Unit> {
@@ -52,11 +65,7 @@ impl MatrixEngine {
         })
     }
 
-    fn on(unit: Unit, weights: &GeneratorWeights, precision: Precision) -> Self {
-        let format = match precision {
-            Precision::F32 => Format::Two,
-            Precision::Bf16 => Format::One,
-        };
+    fn on(unit: Unit, weights: &GeneratorWeights, format: Format) -> Self {
         Self { network: Network::new(weights, format), unit, buffers: Buffers::default() }
     }
 }
@@ -107,8 +116,8 @@ mod tests {
     #[test]
     fn agrees_with_pytorch() {
         for unit in units() {
-            for (precision, most) in [(Precision::F32, 1e-4), (Precision::Bf16, 0.03)] {
-                let engine = MatrixEngine::on(unit, &reference_weights(), precision);
+            for (format, most) in [(Format::Two, 1e-4), (Format::One, 0.03)] {
+                let engine = MatrixEngine::on(unit, &reference_weights(), format);
                 let relative = relative_error(&engine);
                 assert!(relative < most, "{}: relative error {relative}", engine.name());
             }
@@ -122,7 +131,7 @@ mod tests {
             let [fixed, moving] = images(size);
             let (mut expected, mut got) = (Default::default(), Default::default());
             CpuEngine::new(&reference_weights()).displacement(&fixed, &moving, size, &mut expected).unwrap();
-            let engine = MatrixEngine::on(unit, &reference_weights(), Precision::F32);
+            let engine = MatrixEngine::on(unit, &reference_weights(), Format::Two);
             engine.displacement(&fixed, &moving, size, &mut got).unwrap();
             let pairs = || expected.iter().flatten().zip(got.iter().flatten());
             assert_eq!(pairs().count(), 3 * size.iter().map(|n| n - 40).product::<usize>());
@@ -138,7 +147,7 @@ mod tests {
         let size = [26, 18, 21];
         let [fixed, moving] = images(size);
         for unit in units() {
-            let engine = MatrixEngine::on(unit, &reference_weights(), Precision::F32);
+            let engine = MatrixEngine::on(unit, &reference_weights(), Format::Two);
             let whole = infer(&engine, &fixed, &moving, size, usize::MAX, Progress::SILENT).unwrap();
             let limit = engine.bytes([52, 56, 48]);
             let tiled = infer(&engine, &fixed, &moving, size, limit, Progress::SILENT).unwrap();
@@ -150,13 +159,11 @@ mod tests {
 
     #[test]
     fn counts_what_the_pool_holds() {
-        for (size, precision) in [
-            ([44, 44, 48], Precision::F32),
-            ([44, 48, 100], Precision::Bf16),
-            ([100, 140, 48], Precision::F32),
-        ] {
+        for (size, format) in
+            [([44, 44, 48], Format::Two), ([44, 48, 100], Format::One), ([100, 140, 48], Format::Two)]
+        {
             if let Some(unit) = Unit::hardware() {
-                let engine = MatrixEngine::on(unit, &reference_weights(), precision);
+                let engine = MatrixEngine::on(unit, &reference_weights(), format);
                 let image = vec![0.5; size.iter().product()];
                 for _ in 0..3 {
                     engine.displacement(&image, &image, size, &mut Default::default()).unwrap();
