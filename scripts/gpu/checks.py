@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -141,7 +142,8 @@ def training(setting):
     (folder / "run.toml").write_text(config(setting))
     process = setting.start(setting.jrs, "train", "--config", folder / "run.toml", "--data", cache, "--out", folder / "store",
                             "--logs", folder / "logs", "--device", setting.device)
-    clock, limit = time.monotonic(), 60 * setting.minutes
+    # The tiny run is over after its few iterations, however long they take.
+    clock, limit = time.monotonic(), 1800 if setting.tiny else 60 * setting.minutes
     while process.poll() is None and time.monotonic() - clock < limit:
         time.sleep(0.5)
     took = time.monotonic() - clock
@@ -224,7 +226,7 @@ def cluster(setting, name, text, cache, kind, envs, killed):
     """The model of a coordinator with two workers; `killed`: the second dies by kill -9 in a step, and a third comes."""
     folder = fresh(setting, name)
     (folder / "run.toml").write_text(text)
-    (folder / "token").write_text("gpu-check\n")
+    (folder / "token").write_text(secrets.token_urlsafe(24) + "\n")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -95,10 +95,10 @@ def busy(setting):
     text = config(setting, iterations=iterations, validation={"every": 0}, checkpoint={"every": 10_000}, sampling=patch)
     (folder / "run.toml").write_text(text)
     with Sampler(setting) as sampler:
-        # As a cluster of one, because a worker says for each step how long it took and waited.
-        said = finish(setting.start(setting.jrs, "--log", "debug", "train", "--config", folder / "run.toml", "--data", cache,
+        # As a cluster of one, because a worker says for each step how long it took and waited; it hears the environment.
+        said = finish(setting.start(setting.jrs, "train", "--config", folder / "run.toml", "--data", cache,
                                     "--out", folder / "store", "--logs", folder / "logs", "--device", setting.device,
-                                    "--workers", "1"), 1800, log=folder / "log")
+                                    "--workers", "1", env={"RUST_LOG": "info,jrs_worker=debug"}), 1800, log=folder / "log")
     said += "".join(path.read_text() for path in folder.rglob("*.log"))
     plain = re.sub(r"\x1b\[[0-9;]*m", "", said)
     steps = [(float(m[1]), float(m[2])) for m in re.finditer(r"step committed.*?seconds=([\d.e-]+) wait=([\d.e-]+)", plain)]
