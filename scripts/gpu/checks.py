@@ -15,6 +15,8 @@ from gpu.state import Failed, Skipped, finish, kill
 
 # The largest difference of a displacement between a device and the CPU, mm: a fiftieth of a voxel of 5 mm contours.
 FIELD_MM = 0.1
+# What rounding to bf16 may change, of the largest displacement.
+ROUNDED = 0.1
 # Relative difference of a loss between devices in the first iteration after a change of device.
 LOSS = 1e-3
 
@@ -106,20 +108,29 @@ def field(setting):
     pairs = json.loads((images / "dataset.json").read_text())["pairs"]
     pair = next(pair for pair in pairs if pair["split"] == "test")
     scans = ["--fixed", images / pair["fixed"]["image"], "--moving", images / pair["moving"]["image"]]
-    fields = []
-    for device in ("cpu", setting.device):
-        out = setting.folder("field") / device.replace(":", "-")
-        setting.run(setting.jrs, "register", "--model", model, *scans, "--out", out, "--device", device, "--one-way",
-                    limit=900)
-        fields.append(displacements(out / "dvf.mha"))
-    if len(fields[0]) != len(fields[1]):
-        raise Failed("the fields have different sizes")
-    difference = max(abs(a - b) for a, b in zip(*fields))
-    figures = {"largest_difference_mm": difference, "largest_displacement_mm": max(map(abs, fields[0]))}
-    if not difference <= FIELD_MM:
-        raise Failed(f"displacements differ by {difference:.3f} mm, more than {FIELD_MM} mm", **figures)
+
+    def field_of(device, precision):
+        out = setting.folder("field") / f"{device.replace(':', '-')}-{precision}"
+        setting.run(setting.jrs, "register", "--model", model, *scans, "--out", out, "--device", device, "--precision", precision,
+                    "--one-way", limit=900)
+        return displacements(out / "dvf.mha")
+
+    reference = field_of("cpu", "f32")
+    figures = {"largest_displacement_mm": max(map(abs, reference))}
     if not figures["largest_displacement_mm"] > 1:
         raise Failed("the field moves nothing, so nothing is shown", **figures)
+    # Rounded numbers may differ by more than f32 may, but a wrong product would differ by the displacement's own size.
+    rounded = ROUNDED * figures["largest_displacement_mm"]
+    problems = []
+    for precision, limit in (("f32", FIELD_MM), ("tf32", rounded), ("bf16", rounded)):
+        field = field_of(setting.device, precision)
+        if len(field) != len(reference):
+            raise Failed("the fields have different sizes", **figures)
+        difference = figures[f"largest_difference_{precision}_mm"] = max(abs(a - b) for a, b in zip(reference, field))
+        if not difference <= limit:
+            problems.append(f"displacements in {precision} differ by {difference:.3f} mm, more than {limit:.3f} mm")
+    if problems:
+        raise Failed("; ".join(problems), **figures)
     return figures
 
 

@@ -61,7 +61,10 @@ def convolutions(setting):
 def registration(setting):
     """The network on a whole volume."""
     size = 48 if setting.tiny else 256
-    return against(setting, "registration", ["volume", "--size", size], ["generator", "--size", size + 40])
+    work = ["volume", "--size", size]
+    rounded = {f"jrs_{precision}_seconds": ours(setting, *work, "--precision", precision)["seconds"]["median"]
+               for precision in ("tf32", "bf16")}
+    return rounded | against(setting, "registration", work, ["generator", "--size", size + 40])
 
 
 def step(setting):
