@@ -17,6 +17,8 @@ from gpu.state import Failed, Skipped, finish, kill
 FIELD_MM = 0.1
 # What rounding to bf16 may change, of the largest displacement.
 ROUNDED = 0.1
+# Random weights displace by a thousandth of a voxel.
+AMPLIFIED = 5e3
 # Relative difference of a loss between devices in the first iteration after a change of device.
 LOSS = 1e-3
 
@@ -101,10 +103,12 @@ def operations(setting):
 
 
 def field(setting):
-    """One registration by the CPU and by the device, with a network that moves something."""
+    """One registration by the CPU and by the device, with a network that moves something, by millimetres here and there."""
     images, cache = cohort(setting)
     fresh(setting, "field")
-    model = train(setting, "field", config(setting, iterations=3 if setting.tiny else 60), cache, "cpu", limit=900)["model"]
+    # Random weights, with the statistics of one iteration, and an amplifier; no alignment, which would move something by itself.
+    amplified = config(setting, iterations=1, head_gain=AMPLIFIED, generator={"learning_rate": 1e-9})
+    model = train(setting, "field", amplified, cache, "cpu", limit=900)["model"]
     pairs = json.loads((images / "dataset.json").read_text())["pairs"]
     pair = next(pair for pair in pairs if pair["split"] == "test")
     scans = ["--fixed", images / pair["fixed"]["image"], "--moving", images / pair["moving"]["image"]]
@@ -112,7 +116,7 @@ def field(setting):
     def field_of(device, precision):
         out = setting.folder("field") / f"{device.replace(':', '-')}-{precision}"
         setting.run(setting.jrs, "register", "--model", model, *scans, "--out", out, "--device", device, "--precision", precision,
-                    "--one-way", limit=900)
+                    "--align", "none", "--one-way", limit=900)
         return displacements(out / "dvf.mha")
 
     reference = field_of("cpu", "f32")
