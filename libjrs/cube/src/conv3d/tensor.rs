@@ -30,8 +30,9 @@ use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use half::bf16;
 
-use super::correlate::{Finish, Source};
-use super::{Arithmetic, Correlation, Epilogue, Input};
+use super::correlation::{Correlation, Input};
+use super::plan::{Finish, Source};
+use super::{Arithmetic, Epilogue};
 use crate::launch::{Width, grid, width};
 use crate::{Client, Handle};
 
