@@ -101,7 +101,8 @@ def bending(u):
 
 
 def rmsprop(network):
-    return torch.optim.RMSprop(network.parameters(), lr=1e-5, alpha=0.9, eps=1e-10)
+    on_gpu = next(network.parameters()).is_cuda  # there a step may be recorded as a CUDA graph
+    return torch.optim.RMSprop(network.parameters(), lr=1e-5, alpha=0.9, eps=1e-10, capturable=on_gpu)
 
 
 def generator(size, layout, dtype):

@@ -1,4 +1,5 @@
-"""The same work in PyTorch on the same device: f32, TF32 and bf16, both memory layouts, cuDNN choosing its algorithms by time.
+"""The same work in PyTorch on the same device: f32, TF32 and bf16, both memory layouts, cuDNN choosing its algorithms by time, called
+from Python and as CUDA graphs.
 
     torch_peer.py --device cuda:0 generator|jrs-gana|layers --size N
 
@@ -77,6 +78,44 @@ def passes(c_in, c_out, stride, edge, layout, kind):
     yield "weight_gradient", backward([False, True, False])
 
 
+def recorded(run):
+    """`run` as a CUDA graph, which is replayed without Python in between."""
+    # On a stream of its own, and with gradients made while it is recorded: what torch.cuda.graph asks for.
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.empty_cache()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def work(args, layout, kind):
+    """One repeat of the work, without what prepares it."""
+    if args.work == "generator":
+        return pytorch_peer.generator(args.size, layout, kind or torch.float32)
+    step = pytorch_peer.step(args.size, layout, True, args.critic_steps)
+    type_of_device = args.device.partition(":")[0]
+
+    def run():
+        with torch.autocast(type_of_device, kind, enabled=kind is not None):
+            step()
+
+    return run
+
+
+def settings(device):
+    """Every precision in every layout: what describes it, and the type of its tensors. TF32 is switched on the way."""
+    for precision, tf32, kind in precisions(device):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        for layout in ("eager", "channels_last_3d"):
+            yield {"precision": precision, "layout": layout, "version": torch.__version__}, layout, kind
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("work", choices=["generator", "jrs-gana", "layers"])
@@ -88,27 +127,24 @@ def main():
     torch.manual_seed(1)
     torch.backends.cudnn.benchmark = True
     repeats = 10 if args.device.startswith("cuda") else 2
-    for precision, tf32, kind in precisions(args.device):
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        for layout in ("eager", "channels_last_3d"):
-            about = {"precision": precision, "layout": layout, "version": torch.__version__}
-            if args.work == "layers":
-                for name, c_in, c_out, stride, edge in layers(args.size):
-                    for part, run in passes(c_in, c_out, stride, edge, layout, kind):
-                        seconds = sorted(timed(run, args.device, repeats))[repeats // 2]
-                        print(json.dumps({"layer": name, "pass": part, "seconds": seconds, **about}), flush=True)
-                continue
-            if args.work == "generator":
-                run = pytorch_peer.generator(args.size, layout, kind or torch.float32)
-            else:
-                step = pytorch_peer.step(args.size, layout, True, args.critic_steps)
-                type_of_device = args.device.partition(":")[0]
-
-                def run(step=step, kind=kind):
-                    with torch.autocast(type_of_device, kind, enabled=kind is not None):
-                        step()
-
-            print(json.dumps({"seconds": timed(run, args.device, repeats), **about}), flush=True)
+    for about, layout, kind in settings(args.device):
+        if args.work == "layers":
+            for name, c_in, c_out, stride, edge in layers(args.size):
+                for part, run in passes(c_in, c_out, stride, edge, layout, kind):
+                    seconds = sorted(timed(run, args.device, repeats))[repeats // 2]
+                    print(json.dumps({"layer": name, "pass": part, "seconds": seconds, **about}), flush=True)
+        else:
+            seconds = timed(work(args, layout, kind), args.device, repeats)
+            print(json.dumps({"seconds": seconds, **about}), flush=True)
+    if args.work == "layers" or not args.device.startswith("cuda"):
+        return
+    # Last: a recording that fails can leave the device unusable for what comes behind it.
+    for about, layout, kind in settings(args.device):
+        try:
+            seconds = timed(recorded(work(args, layout, kind)), args.device, repeats)
+        except RuntimeError as error:
+            return print(f"no CUDA graph of {about}: {error}", file=sys.stderr)
+        print(json.dumps({"seconds": seconds, **about, "layout": f"{layout}_graph"}), flush=True)
 
 
 if __name__ == "__main__":
