@@ -100,9 +100,8 @@ def bending(u):
     return energy.mean()
 
 
-def rmsprop(network):
-    on_gpu = next(network.parameters()).is_cuda  # there a step may be recorded as a CUDA graph
-    return torch.optim.RMSprop(network.parameters(), lr=1e-5, alpha=0.9, eps=1e-10, capturable=on_gpu)
+def rmsprop(network, recordable):
+    return torch.optim.RMSprop(network.parameters(), lr=1e-5, alpha=0.9, eps=1e-10, capturable=recordable)
 
 
 def generator(size, layout, dtype):
@@ -134,8 +133,8 @@ def onnx(size, threads):
     return lambda: session.run(None, feed)
 
 
-def step(size, layout, adversarial, critic_steps):
-    """One iteration: `critic_steps` critic updates, then the generator's; one patch pair in both directions."""
+def step(size, layout, adversarial, critic_steps, recordable=False):
+    """One iteration: `critic_steps` critic updates, then the generator's; one patch pair in both directions. `recordable`: as a CUDA graph."""
     net, critic = Generator(), Critic(3) if adversarial else None
     images = torch.rand(2, 1, size, size, size) * 2 - 1
     both = torch.cat([images, images.flip(0)], 1)
@@ -149,8 +148,8 @@ def step(size, layout, adversarial, critic_steps):
     # Moving image and contours of both directions, and the fixed ones on the output grid.
     source = torch.cat([images.flip(0), masks.flip(0)], 1)
     fixed, fixed_masks = crop(images, 20), crop(masks, 20)
-    optimizer = rmsprop(net)
-    critic_optimizer = rmsprop(critic) if adversarial else None
+    optimizer = rmsprop(net, recordable)
+    critic_optimizer = rmsprop(critic, recordable) if adversarial else None
 
     def scores(warped):
         fake = torch.cat([fixed, warped[:, :1], warped[:, 1:].sum(1, keepdim=True)], 1)

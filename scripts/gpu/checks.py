@@ -103,7 +103,7 @@ def operations(setting):
 
 
 def field(setting):
-    """One registration by the CPU and by the device, with a network that moves something, by millimetres here and there."""
+    """One registration by the CPU and by the device, with a network that moves something by centimetres."""
     images, cache = cohort(setting)
     fresh(setting, "field")
     # Random weights, with the statistics of one iteration, and an amplifier; no alignment, which would move something by itself.

@@ -94,11 +94,11 @@ def recorded(run):
     return graph.replay
 
 
-def work(args, layout, kind):
+def work(args, layout, kind, recordable=False):
     """One repeat of the work, without what prepares it."""
     if args.work == "generator":
         return pytorch_peer.generator(args.size, layout, kind or torch.float32)
-    step = pytorch_peer.step(args.size, layout, True, args.critic_steps)
+    step = pytorch_peer.step(args.size, layout, True, args.critic_steps, recordable)
     type_of_device = args.device.partition(":")[0]
 
     def run():
@@ -141,7 +141,7 @@ def main():
     # Last: a recording that fails can leave the device unusable for what comes behind it.
     for about, layout, kind in settings(args.device):
         try:
-            seconds = timed(recorded(work(args, layout, kind)), args.device, repeats)
+            seconds = timed(recorded(work(args, layout, kind, recordable=True)), args.device, repeats)
         except RuntimeError as error:
             return print(f"no CUDA graph of {about}: {error}", file=sys.stderr)
         print(json.dumps({"seconds": seconds, **about, "layout": f"{layout}_graph"}), flush=True)

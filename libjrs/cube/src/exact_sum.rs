@@ -4,7 +4,7 @@
 use cubecl::prelude::*;
 use jrs_kernels::exact_sum::{BITS, BLOCK, NOT_FINITE, blocks, headroom};
 
-use crate::launch::{Span, Width, grid, values, width};
+use crate::launch::{Span, Width, grid, nth, values, width};
 use crate::{Client, Handle, buffer};
 
 /// Raises `exponents` (i32, one for each block, from 0) to what the `n` values need.
@@ -119,9 +119,8 @@ fn raise(exponents: &mut [i32], values: &[f32], #[comptime] units: usize) {
 
 #[cube(launch_unchecked)]
 fn add_scaled(sums: &mut [i64], values: &[f32], exponents: &[i32], headroom: i32, #[comptime] span: Span) {
-    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
     for i in 0..comptime!(span.each) {
-        let at = first + i * comptime!(span.units);
+        let at = nth(i, span);
         if at < values.len() {
             let exponent = exponents[at / BLOCK];
             // Otherwise the mean will be NaN, whatever is added.
@@ -161,9 +160,8 @@ fn divide(
     terms: f64,
     #[comptime] span: Span,
 ) {
-    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
     for i in 0..comptime!(span.each) {
-        let at = first + i * comptime!(span.units);
+        let at = nth(i, span);
         if at < sums.len() {
             let exponent = exponents[at / BLOCK];
             // 2^unit, by its bits.

@@ -81,6 +81,13 @@ impl Span {
     }
 }
 
+/// Where the `k`-th value of this unit lies.
+#[cube]
+pub(crate) fn nth(k: usize, #[comptime] span: Span) -> usize {
+    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
+    first + k * comptime!(span.units)
+}
+
 /// A grid of so many cubes.
 pub(crate) fn grid(cubes: usize) -> CubeCount {
     CubeCount::Static(u32::try_from(cubes).expect("fewer than 2^32 cubes"), 1, 1)

@@ -4,7 +4,7 @@
 use cubecl::prelude::*;
 use jrs_kernels::upsample_concat::UpsampleConcat;
 
-use crate::launch::{Span, grid, values, width};
+use crate::launch::{Span, grid, nth, values, width};
 use crate::{Client, Handle, buffer};
 
 /// `y[:, ..c_up] = upsample(a)`, `y[:, c_up..] = crop(skip)`.
@@ -85,9 +85,8 @@ struct Geometry {
 #[cube(launch_unchecked)]
 fn forward_kernel(a: &[f32], skip: &[f32], y: &mut [f32], g: &Geometry, #[comptime] span: Span) {
     let channels = g.c_up + g.c_skip;
-    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
     for i in 0..comptime!(span.each) {
-        let at = first + i * comptime!(span.units);
+        let at = nth(i, span);
         if at < g.batch * channels * g.z * g.y * g.x * 8 {
             let px = at % (2 * g.x);
             let row = at / (2 * g.x);
@@ -111,9 +110,8 @@ fn forward_kernel(a: &[f32], skip: &[f32], y: &mut [f32], g: &Geometry, #[compti
 /// The sum of the eight voxels that an input voxel became.
 #[cube(launch_unchecked)]
 fn low_gradient(dy: &[f32], da: &mut [f32], g: &Geometry, #[comptime] span: Span) {
-    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
     for i in 0..comptime!(span.each) {
-        let at = first + i * comptime!(span.units);
+        let at = nth(i, span);
         if at < g.batch * g.c_up * g.z * g.y * g.x {
             let px = at % g.x;
             let py = at / g.x % g.y;
@@ -136,9 +134,8 @@ fn skip_gradient(dy: &[f32], dskip: &mut [f32], g: &Geometry, #[comptime] span: 
     let depth = 2 * (g.z + g.crop);
     let height = 2 * (g.y + g.crop);
     let width = 2 * (g.x + g.crop);
-    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
     for i in 0..comptime!(span.each) {
-        let at = first + i * comptime!(span.units);
+        let at = nth(i, span);
         if at < g.batch * g.c_skip * depth * height * width {
             let px = at % width;
             let py = at / width % height;

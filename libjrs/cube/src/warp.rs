@@ -6,7 +6,7 @@
 use cubecl::prelude::*;
 use jrs_kernels::warp::Warp;
 
-use crate::launch::{Span, grid, values, width};
+use crate::launch::{Span, grid, nth, values, width};
 use crate::{Client, Handle, buffer};
 
 /// `y(m) = source(m + offset + u(m))`, `[batch, channels, z, y, x]` of the output size.
@@ -133,9 +133,8 @@ fn mix(low: f32, high: f32, fraction: f32) -> f32 {
 fn forward_kernel(source: &[f32], u: &[f32], y: &mut [f32], g: &Geometry, #[comptime] span: Span) {
     let voxels = g.z * g.y * g.x;
     let from = g.source_z * g.source_y * g.source_x;
-    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
     for i in 0..comptime!(span.each) {
-        let at = first + i * comptime!(span.units);
+        let at = nth(i, span);
         if at < g.batch * voxels {
             let n = at / voxels;
             let m = at % voxels;
@@ -168,9 +167,8 @@ fn backward_kernel(
 ) {
     let voxels = g.z * g.y * g.x;
     let from = g.source_z * g.source_y * g.source_x;
-    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
     for i in 0..comptime!(span.each) {
-        let at = first + i * comptime!(span.units);
+        let at = nth(i, span);
         if at < g.batch * voxels {
             let n = at / voxels;
             let m = at % voxels;

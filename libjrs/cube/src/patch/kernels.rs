@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::CONTROL_POINTS;
-use crate::launch::Span;
+use crate::launch::{Span, nth};
 
 /// A cube in a scan, and where it goes.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -40,9 +40,8 @@ pub(super) fn cut_image(
     outside: f32,
     #[comptime] span: Span,
 ) {
-    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
     for k in 0..comptime!(span.each) {
-        let i = first + k * comptime!(span.units);
+        let i = nth(k, span);
         if i < p.edge * p.edge * p.edge {
             let (from, there) = in_scan(i, p);
             to[p.at + i] = select(there, f32::cast_from(scan[from]) / full_scale, outside);
@@ -60,9 +59,8 @@ pub(super) fn cut_mask(
     organ_count: usize,
     #[comptime] span: Span,
 ) {
-    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
     for k in 0..comptime!(span.each) {
-        let i = first + k * comptime!(span.units);
+        let i = nth(k, span);
         if i < p.edge * p.edge * p.edge {
             let (from, there) = in_scan(i, p);
             // The label outside is 0.
@@ -89,10 +87,9 @@ pub(super) fn filter(
     divisor: f32,
     #[comptime] span: Span,
 ) {
-    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
     let radius = weights.len() / 2;
     for k in 0..comptime!(span.each) {
-        let i = first + k * comptime!(span.units);
+        let i = nth(k, span);
         if i < edge * edge * edge {
             let position = i / stride % edge;
             let mut sum = 0.0f32;
@@ -146,9 +143,8 @@ pub(super) fn displace(
     scale: f32,
     #[comptime] span: Span,
 ) {
-    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
     for k in 0..comptime!(span.each) {
-        let i = first + k * comptime!(span.units);
+        let i = nth(k, span);
         if i < edge * edge * edge {
             let x = f32::cast_from(i % edge);
             let y = f32::cast_from(i / edge % edge);
@@ -174,9 +170,8 @@ pub(super) fn intensities(
     #[comptime] noisy: bool,
     #[comptime] span: Span,
 ) {
-    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
     for k in 0..comptime!(span.each) {
-        let i = first + k * comptime!(span.units);
+        let i = nth(k, span);
         if i < voxels {
             let mut value = from[i];
             if comptime!(power) {
@@ -228,9 +223,8 @@ pub(super) fn centre(
     #[comptime] span: Span,
 ) {
     let inner = edge - 2 * margin;
-    let first = CUBE_POS_X as usize * comptime!(span.units * span.each) + UNIT_POS as usize;
     for k in 0..comptime!(span.each) {
-        let i = first + k * comptime!(span.units);
+        let i = nth(k, span);
         if i < inner * inner * inner {
             let x = i % inner + margin;
             let y = i / inner % inner + margin;
