@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::filter::{Filter, Step, Taps};
 use super::plane::{BORDER, Plane};
 use super::split;
-use crate::unit::{ROWS, Segment, Sums, TILES, Unit, product, with_tiles};
+use crate::unit::{ROWS, Segment, Sums, TILES, Unit, block, even_rows, with_tiles};
 
 /// Bytes of a plane's part in a task. A task takes its part of all planes at hand, one after another, so that what several of
 /// them read comes from the L2 cache.
@@ -106,8 +106,9 @@ pub fn convolve(unit: Unit, activation: &Activation, jobs: &mut [Job<'_, '_>]) {
     let parts = (2 * rayon::current_num_threads()).div_ceil(bands.len().max(1));
     bands.into_par_iter().for_each(|mut band| {
         let planes = band.len().div_ceil(parts).max(1);
-        band.par_chunks_mut(planes)
-            .for_each(|tasks| with_tiles(unit, || tasks.iter_mut().for_each(Task::run)));
+        band.par_chunks_mut(planes).for_each(|tasks| {
+            with_tiles(unit, even_rows(tasks[0].columns), || tasks.iter_mut().for_each(Task::run))
+        });
     });
 }
 
@@ -175,7 +176,7 @@ impl Part<'_> {
         for ((taps, _), view) in self.filter.inputs().iter().zip(&self.inputs) {
             let first = view.planes[0];
             assert_eq!(view.planes.len(), taps.kernel[0], "planes");
-            assert!(matches!(view.group, 1 | 2) && view.group * view.step[1] <= 2, "groups");
+            assert!(matches!(view.group, 1 | 2) && view.group * view.step[1] <= 4, "groups");
             for plane in &view.planes {
                 let shape = (view.group * plane.channels(), plane.edges(), plane.format());
                 assert_eq!(shape, (taps.channels, first.edges(), taps.format), "input plane");
@@ -225,29 +226,30 @@ impl Task<'_> {
             part.inputs.iter().zip(part.filter.inputs()).map(byte_offsets).collect();
         let segment = |(view, offsets): (&View<'_>, &Vec<isize>)| {
             let offsets = offsets.as_ptr_range();
-            let (stride, bases) = (2 * view.step[1] * view.channels(), [view.base(); TILES]);
-            Segment { first: offsets.start, last: offsets.end, stride, bases }
+            let (stride, bases) = (2 * view.step[1] * view.channels(), [view.base(); 2]);
+            Segment { first: offsets.start, last: offsets.end, stride, low: 2 * view.planes[0].low(), bases }
         };
-        let mut segments: Vec<Segment> = part.inputs.iter().zip(&offsets).map(segment).collect();
+        let mut segments: Vec<Segment<2>> = part.inputs.iter().zip(&offsets).map(segment).collect();
         let walks: Vec<Walk> = part.inputs.iter().map(View::walk).collect();
+        let (unit, format) = (self.unit, part.filter.format());
         let mut sums = Sums([0.0; TILES * ROWS * 16]);
         let last = self.rows.end - 1;
-        for column in (0..self.columns).step_by(ROWS) {
-            for block in 0..part.filter.c_out() / 16 {
-                // Tiles one below the other share most of what they read; that and a block's weights stay in the L1 cache.
-                for row in self.rows.clone().step_by(TILES) {
+        for column in (0..self.columns).step_by(even_rows(self.columns)) {
+            for channels in 0..part.filter.c_out() / 32 {
+                // Tiles one below the other share most of what they read.
+                for row in self.rows.clone().step_by(2) {
                     // Plain stores of single addresses: what the loop below waits for must not wait for the sums' stores.
                     for k in 0..segments.len() {
-                        for t in 0..TILES {
-                            // Where there are not enough rows left the last is computed again.
+                        for t in 0..2 {
+                            // Where there is no second row left the last is computed again.
                             segments[k].bases[t] = walks[k].at(last.min(row + t), column);
                         }
                     }
                     // SAFETY: `Part::check` holds every tap of every output inside the planes; the other voxels of a tile,
-                    // fewer than 16 steps of two voxels and a kernel further, lie in the planes or in their slack. A
-                    // filter has a tile of weights per step and block. `convolve` runs us with the tiles configured.
-                    unsafe { product(self.unit, &segments, part.filter.weights(block), &mut sums) };
-                    self.store(&mut sums, block, [row, column], parity);
+                    // fewer than 16 steps of four voxels and a kernel further, lie in the planes or in their slack.
+                    // `convolve` runs us with the tiles configured.
+                    unsafe { block(unit, format, &segments, part.filter.weights(channels), &mut sums) };
+                    self.store(&mut sums, channels, [row, column], parity);
                 }
             }
         }
@@ -255,8 +257,8 @@ impl Task<'_> {
 
     /// Sums of a block of channels, for the lattice rows and columns from `place` on.
     fn store(&mut self, sums: &mut Sums, block: usize, place: [usize; 2], parity: [usize; 2]) {
-        let act = Lanes::of(self.activation, 16 * block);
-        let count = ROWS.min(self.columns - place[1]);
+        let act = Lanes::of(self.activation, 32 * block);
+        let count = even_rows(self.columns).min(self.columns - place[1]);
         let column = self.group * (self.lattices[1] * place[1] + parity[1]);
         // Voxels from one value of the tile to the next.
         let step = self.lattices[1] * self.group;
@@ -264,16 +266,18 @@ impl Task<'_> {
             let row = self.lattices[0] * (i - self.rows.start) + parity[0];
             match &mut self.target {
                 Target::Voxels { high, low, pitch, channels } => {
-                    let from = row * *pitch + (BORDER + column) * *channels + 16 * block;
+                    let from = row * *pitch + (BORDER + column) * *channels + 32 * block;
                     let low = low.as_mut().map(|low| &mut low[from..]);
                     store_voxels(self.unit, sums, &act, count, &mut high[from..], low, step * *channels);
                 }
                 Target::Displacement { head, width, u } => {
                     let values = components(self.unit, sums, &act, head);
                     for (u, values) in u.iter_mut().zip(&values) {
-                        // A block is a voxel of the group.
-                        let to = u[row * *width + column + block..].iter_mut().step_by(step).take(count);
-                        to.zip(values).for_each(|(to, value)| *to = *value);
+                        // Sixteen channels are a voxel of the group.
+                        for (voxel, values) in values.iter().enumerate() {
+                            let to = u[row * *width + column + voxel..].iter_mut().step_by(step).take(count);
+                            to.zip(values).for_each(|(to, value)| *to = *value);
+                        }
                     }
                 }
             }
@@ -319,19 +323,21 @@ fn byte_offsets((view, (_, steps)): (&View<'_>, &(Taps, Vec<Step>))) -> Vec<isiz
     let start = |plane: &Plane<'_>| plane.values().as_ptr().addr() as isize;
     let pitch = view.planes[0].pitch();
     let offset = |step: &Step| {
-        let term = step.term * view.planes[0].low();
-        let within = term + step.dy * pitch + step.dx * view.channels() + step.channel;
+        let within = step.dy * pitch + step.dx * view.channels() + step.channel;
         start(view.planes[step.plane]) - start(view.planes[0]) + 2 * within as isize
     };
     steps.iter().map(offset).collect()
 }
 
-/// [`Activation`] for the 16 channels of a tile.
+/// Sums of a row of voxels: `[block of 16 channels][voxel][channel]`.
+pub(super) type RowSums = [f32; 2 * ROWS * 16];
+
+/// [`Activation`] for the 32 channels of a block.
 pub(super) struct Lanes<'a> {
-    pub bias: &'a [f32; 16],
+    pub bias: &'a [f32; 32],
     pub slope: f32,
-    pub scale: &'a [f32; 16],
-    pub shift: &'a [f32; 16],
+    pub scale: &'a [f32; 32],
+    pub shift: &'a [f32; 32],
 }
 
 impl<'a> Lanes<'a> {
@@ -341,39 +347,39 @@ impl<'a> Lanes<'a> {
         Self { bias: lanes(bias), slope: *slope, scale: lanes(scale), shift: lanes(shift) }
     }
 
-    fn apply(&self, sums: &mut [f32; ROWS * 16]) {
-        for voxel in sums.as_chunks_mut::<16>().0 {
-            for k in 0..16 {
-                let value = voxel[k] + self.bias[k];
-                // max is LeakyReLU for slopes from 0 to 1.
-                voxel[k] = self.scale[k] * value.max(self.slope * value) + self.shift[k];
-            }
+    fn apply(&self, sums: &mut RowSums) {
+        for (i, value) in sums.iter_mut().enumerate() {
+            let k = i / (ROWS * 16) * 16 + i % 16;
+            let sum = *value + self.bias[k];
+            // max is LeakyReLU for slopes from 0 to 1.
+            *value = self.scale[k] * sum.max(self.slope * sum) + self.shift[k];
         }
     }
 }
 
-/// Activates the first `count` voxels of a tile and rounds them to places `stride` values apart; what is left goes to `low`.
+/// Activates the first `count` voxels and rounds them to places `stride` values apart; what is left goes to `low`.
 fn store_voxels(
     unit: Unit,
-    sums: &mut [f32; ROWS * 16],
+    sums: &mut RowSums,
     act: &Lanes<'_>,
     count: usize,
     high: &mut [u16],
     mut low: Option<&mut [u16]>,
     stride: usize,
 ) {
-    let room = (count - 1) * stride + 16;
-    assert!(high.len() >= room && low.as_ref().is_none_or(|low| low.len() >= room));
+    let room = (count - 1) * stride + 32;
+    assert!(count <= ROWS && high.len() >= room && low.as_ref().is_none_or(|low| low.len() >= room));
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if unit == Unit::Amx {
-        // SAFETY: that unit comes with AVX-512 (checked before it is chosen).
+        // SAFETY: that unit comes with AVX-512 (checked before it is chosen); there is room.
         return unsafe { super::avx512::store_voxels(sums, act, count, high, low, stride) };
     }
     let _ = unit;
     act.apply(sums);
-    for (row, voxel) in sums.as_chunks::<16>().0.iter().enumerate().take(count) {
-        for (channel, &value) in voxel.iter().enumerate() {
-            let at = row * stride + channel;
+    for (i, &value) in sums.iter().enumerate() {
+        let (block, voxel, channel) = (i / (ROWS * 16), i / 16 % ROWS, i % 16);
+        if voxel < count {
+            let at = voxel * stride + 16 * block + channel;
             let terms = split(value);
             high[at] = terms[0];
             if let Some(low) = &mut low {
@@ -383,8 +389,8 @@ fn store_voxels(
     }
 }
 
-/// The head's components of a tile's voxels.
-fn components(unit: Unit, sums: &mut [f32; ROWS * 16], act: &Lanes<'_>, head: &Head) -> [[f32; ROWS]; 3] {
+/// The head's components of a row of groups of two voxels: `[component][voxel of the group][group]`.
+fn components(unit: Unit, sums: &mut RowSums, act: &Lanes<'_>, head: &Head) -> [[[f32; ROWS]; 2]; 3] {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if unit == Unit::Amx {
         // SAFETY: that unit comes with AVX-512 (checked before it is chosen).
@@ -395,6 +401,6 @@ fn components(unit: Unit, sums: &mut [f32; ROWS * 16], act: &Lanes<'_>, head: &H
     let voxels = sums.as_chunks::<16>().0;
     std::array::from_fn(|c| {
         let dot = |v: &[f32; 16]| (0..16).map(|k| head.weight[c][k] * v[k]).sum::<f32>();
-        std::array::from_fn(|i| head.bias[c] + dot(&voxels[i]))
+        std::array::from_fn(|v| std::array::from_fn(|i| head.bias[c] + dot(&voxels[ROWS * v + i])))
     })
 }

@@ -1,7 +1,9 @@
 //! Weights in the order in which the matrix unit reads them.
 
+use std::ops::Range;
+
 use super::{Format, split};
-use crate::unit::TILE;
+use crate::unit::Tile;
 
 /// How a filter meets one of its inputs.
 #[derive(Clone, Copy, Debug)]
@@ -14,11 +16,11 @@ pub struct Taps {
     pub format: Format,
 }
 
-/// Where a K step reads, from the place of the output: 32 values from there; and which terms it multiplies, 0 high and 1 low.
-#[derive(Clone, Copy, Debug)]
+/// Where a K step reads, from the place of the output: 32 values from there; and which terms of the weights it takes, 0 high and
+/// 1 low.
+#[derive(Clone, Debug)]
 pub(super) struct Step {
-    pub term: usize,
-    pub weight_term: usize,
+    pub weight_terms: Range<usize>,
     pub plane: usize,
     pub dy: usize,
     pub dx: usize,
@@ -30,8 +32,8 @@ pub(super) struct Step {
 pub struct Filter {
     c_out: usize,
     inputs: Vec<(Taps, Vec<Step>)>,
-    /// `[block of 16 output channels][K step][pair of inputs][output channel][input of the pair]`.
-    weights: Vec<u16>,
+    /// `[block of 32 output channels][K step][weight term][16 output channels]`.
+    weights: Vec<Tile>,
 }
 
 /// What a kernel's weights along one axis add up to where the input is upsampled by 2 (nearest) and the coarse voxels are read
@@ -40,45 +42,43 @@ pub fn coarse_taps(parity: usize, coarse: usize) -> impl Iterator<Item = usize> 
     (0..3).filter(move |k| (parity + k) / 2 == coarse)
 }
 
-/// The tap with which output 2j + `output` meets voxel `input` of the `pair`-th pair that it reads, where inputs and outputs come in
-/// pairs along x; `None` where it does not.
-pub fn paired_tap(output: usize, pair: usize, input: usize) -> Option<usize> {
-    (2 * pair + input).checked_sub(output).filter(|&tap| tap < 3)
+/// The tap with which an output meets voxel `input` of the `pair`-th pair that it reads, if its first tap is voxel `first` of them all;
+/// `None` where it does not. Inputs and outputs come in pairs along x: at stride 1 `first` is 0 and 1 for the outputs of a pair.
+pub fn paired_tap(first: usize, pair: usize, input: usize) -> Option<usize> {
+    (2 * pair + input).checked_sub(first).filter(|&tap| tap < 3)
 }
 
 impl Filter {
     /// Packs `weight(input, c_out, c_in, [kz, ky, kx])` in a format.
     ///
     /// # Panics
-    /// If a number of channels does not fit the unit (see [`Taps`]; `c_out` is a multiple of 16, inputs of 32), or there are no
-    /// inputs or more than two.
+    /// If a number of channels does not fit the unit (see [`Taps`]; all are multiples of 32), there are no inputs or more than two, they
+    /// differ in format, or values are two terms each and weights only one.
     pub fn new(
         format: Format,
         c_out: usize,
         inputs: &[Taps],
         weight: impl Fn(usize, usize, usize, [usize; 3]) -> f32,
     ) -> Self {
-        assert!(c_out.is_multiple_of(16) && c_out > 0, "{c_out} output channels");
+        assert!(c_out.is_multiple_of(32) && c_out > 0, "{c_out} output channels");
         assert!(matches!(inputs.len(), 1 | 2), "{} inputs", inputs.len());
-        let mut filter = Self {
-            c_out,
-            inputs: inputs.iter().map(|&taps| (taps, steps(taps, format))).collect(),
-            weights: Vec::new(),
-        };
-        let tiles = c_out / 16 * filter.inputs.iter().map(|(_, steps)| steps.len()).sum::<usize>();
-        filter.weights.reserve_exact(TILE * tiles);
-        for block in 0..c_out / 16 {
-            for (input, (_, steps)) in filter.inputs.iter().enumerate() {
-                for step in steps {
-                    for i in 0..TILE {
-                        let (pair, co, part) = (i / 32, 16 * block + i / 2 % 16, i % 2);
-                        let (ci, tap) = (step.channel + 2 * pair + part, [step.plane, step.dy, step.dx]);
-                        filter.weights.push(split(weight(input, co, ci, tap))[step.weight_term]);
-                    }
+        assert!(inputs.iter().all(|taps| taps.format == inputs[0].format), "inputs in two formats");
+        let inputs: Vec<_> = inputs.iter().map(|&taps| (taps, steps(taps, format))).collect();
+        let of_steps: usize = inputs.iter().flat_map(|(_, steps)| steps).map(|s| s.weight_terms.len()).sum();
+        let mut weights = Vec::with_capacity(c_out / 16 * of_steps);
+        for first in (0..c_out).step_by(32) {
+            for (input, (_, steps)) in inputs.iter().enumerate() {
+                for (step, term) in steps.iter().flat_map(|s| s.weight_terms.clone().map(move |t| (s, t))) {
+                    weights.extend([first, first + 16].map(|co| {
+                        Tile(std::array::from_fn(|i| {
+                            let (ci, co) = (step.channel + i / 32 * 2 + i % 2, co + i / 2 % 16);
+                            split(weight(input, co, ci, [step.plane, step.dy, step.dx]))[term]
+                        }))
+                    }));
                 }
             }
         }
-        filter
+        Self { c_out, inputs, weights }
     }
 
     /// Output channels.
@@ -88,16 +88,21 @@ impl Filter {
 
     /// Bytes of the packed weights.
     pub fn bytes(&self) -> usize {
-        2 * self.weights.len()
+        size_of_val(&self.weights[..])
     }
 
     pub(super) fn inputs(&self) -> &[(Taps, Vec<Step>)] {
         &self.inputs
     }
 
-    /// Tiles of a block of 16 output channels, in the order of the steps of all inputs.
-    pub(super) fn weights(&self, block: usize) -> &[u16] {
-        let len = self.weights.len() / (self.c_out / 16);
+    /// Of the products: both sides have as many terms.
+    pub(super) fn format(&self) -> Format {
+        self.inputs[0].0.format
+    }
+
+    /// Tiles of a block of 32 output channels, in the order of the steps of all inputs.
+    pub(super) fn weights(&self, block: usize) -> &[Tile] {
+        let len = self.weights.len() / (self.c_out / 32);
         &self.weights[block * len..][..len]
     }
 }
@@ -105,16 +110,20 @@ impl Filter {
 fn steps(taps: Taps, weights: Format) -> Vec<Step> {
     let Taps { channels, kernel: [kz, ky, kx], format } = taps;
     assert!(channels.is_multiple_of(32) && channels > 0, "{channels} input channels");
+    // Values of one term meet one term of the weights at a time.
+    let terms = match (format, weights) {
+        (Format::Two, Format::Two) => vec![0..2],
+        (Format::One, Format::Two) => vec![0..1, 1..2],
+        (Format::One, Format::One) => vec![0..1],
+        (Format::Two, Format::One) => panic!("values of two terms by weights of one"),
+    };
     let mut steps = Vec::new();
     // Channels outermost: what the taps of 32 channels read fits the L1 cache.
     for channel in (0..channels).step_by(32) {
         for plane in 0..kz {
             for (dy, dx) in (0..ky).flat_map(|dy| (0..kx).map(move |dx| (dy, dx))) {
-                for (term, weight_term) in [(0, 0), (0, 1), (1, 0)] {
-                    if term < format.terms() && weight_term < weights.terms() {
-                        steps.push(Step { term, weight_term, plane, dy, dx, channel });
-                    }
-                }
+                let step = |weight_terms| Step { weight_terms, plane, dy, dx, channel };
+                steps.extend(terms.iter().cloned().map(step));
             }
         }
     }

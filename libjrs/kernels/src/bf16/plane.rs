@@ -7,8 +7,8 @@ use crate::pool::{Buffer, Pool};
 const LINE: usize = 16;
 /// Zero columns in front of each row. Two, so that pairs of voxels stay pairs.
 pub(super) const BORDER: usize = 2;
-/// Voxels behind the last one that a tile may read (and whose sums are thrown away): 16 rows of up to two voxels, and a kernel.
-const SLACK: usize = 2 * 16 + 8;
+/// Voxels behind the last one that a tile may read (and whose sums are thrown away): 16 steps of up to four voxels, and a kernel.
+const SLACK: usize = 4 * 16 + 8;
 
 /// A plane `[y][x][channel]` of bf16, with zeros before its first row and before the first voxel of each row: a convolution
 /// padded by 1 reads it as it is. In [`Format::Two`] the low terms are a second such plane behind that of the high ones.

@@ -3,7 +3,8 @@
 use std::arch::asm;
 use std::sync::OnceLock;
 
-use super::{Pairs, Segment, Sums};
+use super::{Pairs, Segment, Sums, TILES, Tile};
+use crate::bf16::Format;
 
 /// Whether this process may use the tiles. Linux wants to be asked, because a thread's state grows by 8 KB.
 pub(super) fn permitted() -> bool {
@@ -40,8 +41,11 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-/// Runs `work` with all eight tiles at 16 rows of 64 bytes, and gives them back, panic or not.
-pub(super) fn with_tiles<R>(work: impl FnOnce() -> R) -> R {
+/// Tiles of weights, which always have 16 rows.
+const WEIGHTS: std::ops::RangeInclusive<usize> = 4..=5;
+
+/// Runs `work` with all eight tiles at rows of 64 bytes, and gives them back, panic or not.
+pub(super) fn with_tiles<R>(rows: usize, work: impl FnOnce() -> R) -> R {
     struct Release;
     impl Drop for Release {
         fn drop(&mut self) {
@@ -53,23 +57,76 @@ pub(super) fn with_tiles<R>(work: impl FnOnce() -> R) -> R {
     let mut shapes =
         Configuration { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
     shapes.bytes_per_row[..8].fill(64);
-    shapes.rows[..8].fill(16);
+    shapes.rows[..8].fill(rows as u8);
+    shapes.rows[WEIGHTS].fill(16);
     // SAFETY: the tiles are permitted; the 64 bytes are a valid configuration.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &shapes, options(nostack, readonly, preserves_flags)) };
     let _release = Release;
     work()
 }
 
-/// The inner loop of a convolution.
+/// The inner loop of a correlation.
 ///
 /// # Safety
 /// As [`super::product`].
-pub(super) unsafe fn product(segments: &[Segment], weights: &[u16], sums: &mut Sums) {
-    assert!(!segments.is_empty());
-    let segments = segments.as_ptr_range();
-    // SAFETY: reads 16 rows of 64 bytes at every offset from four bases, and a tile of weights per step, valid by the caller's
-    // promise; writes four tiles of 1 KB, which is the size of `sums`.
+pub(super) unsafe fn product(segment: &Segment<TILES>, weights: &[Tile], sums: &mut Sums) {
+    assert!(!weights.is_empty());
+    // SAFETY: reads up to 16 rows of 64 bytes at every offset from four bases, and a tile of weights per step, valid by the caller's
+    // promise; writes four tiles of at most 1 KB, which is the size of `sums`.
     unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:", // K step
+            "mov {offset}, [{next}]",
+            "tileloadd tmm4, [{weights} + {line}*1]",
+            "mov {base}, [{segment} + 32]",
+            "add {base}, {offset}",
+            "tileloadd tmm6, [{base} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm6, tmm4",
+            "mov {base}, [{segment} + 40]",
+            "add {base}, {offset}",
+            "tileloadd tmm7, [{base} + {stride}*1]",
+            "tdpbf16ps tmm1, tmm7, tmm4",
+            "mov {base}, [{segment} + 48]",
+            "add {base}, {offset}",
+            "tileloadd tmm6, [{base} + {stride}*1]",
+            "tdpbf16ps tmm2, tmm6, tmm4",
+            "mov {base}, [{segment} + 56]",
+            "add {base}, {offset}",
+            "tileloadd tmm7, [{base} + {stride}*1]",
+            "tdpbf16ps tmm3, tmm7, tmm4",
+            "add {weights}, 1024",
+            "add {next}, 8",
+            "cmp {next}, {last}",
+            "jne 2b",
+            "tilestored [{sums} + {line}*1], tmm0",
+            "tilestored [{sums} + {line}*1 + 1024], tmm1",
+            "tilestored [{sums} + {line}*1 + 2048], tmm2",
+            "tilestored [{sums} + {line}*1 + 3072], tmm3",
+            segment = in(reg) segment,
+            weights = inout(reg) weights.as_ptr() => _,
+            sums = in(reg) sums.0.as_mut_ptr(),
+            line = in(reg) 64usize,
+            next = inout(reg) segment.first => _,
+            last = in(reg) segment.last,
+            stride = in(reg) segment.stride,
+            offset = out(reg) _,
+            base = out(reg) _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    }
+}
+
+/// The inner loop of a convolution: `$step`, the instructions of a K step, over all segments. It finds the first voxels of both tiles,
+/// without the step's offset, at `{segment} + 32` and `+ 40`, and the way to a low term at `{segment} + 24`.
+macro_rules! over_steps {
+    ($segments:ident, $weights:ident, $sums:ident, $($step:literal),* $(,)?) => {{
+        let segments = $segments.as_ptr_range();
         asm!(
             "tilezero tmm0",
             "tilezero tmm1",
@@ -80,25 +137,11 @@ pub(super) unsafe fn product(segments: &[Segment], weights: &[u16], sums: &mut S
             "mov {last}, [{segment} + 8]",
             "mov {stride}, [{segment} + 16]",
             "3:", // K step
-            "mov {offset}, [{next}]",
-            "tileloadd tmm4, [{weights} + {line}*1]",
-            "mov {base}, [{segment} + 24]",
-            "add {base}, {offset}",
-            "tileloadd tmm6, [{base} + {stride}*1]",
-            "tdpbf16ps tmm0, tmm6, tmm4",
-            "mov {base}, [{segment} + 32]",
-            "add {base}, {offset}",
-            "tileloadd tmm7, [{base} + {stride}*1]",
-            "tdpbf16ps tmm1, tmm7, tmm4",
-            "mov {base}, [{segment} + 40]",
-            "add {base}, {offset}",
-            "tileloadd tmm6, [{base} + {stride}*1]",
-            "tdpbf16ps tmm2, tmm6, tmm4",
-            "mov {base}, [{segment} + 48]",
-            "add {base}, {offset}",
-            "tileloadd tmm7, [{base} + {stride}*1]",
-            "tdpbf16ps tmm3, tmm7, tmm4",
-            "add {weights}, 1024",
+            "mov {x}, [{next}]",
+            "mov {y}, {x}",
+            "add {x}, [{segment} + 32]",
+            "add {y}, [{segment} + 40]",
+            $($step,)*
             "add {next}, 8",
             "cmp {next}, {last}",
             "jne 3b",
@@ -111,19 +154,78 @@ pub(super) unsafe fn product(segments: &[Segment], weights: &[u16], sums: &mut S
             "tilestored [{sums} + {line}*1 + 3072], tmm3",
             segment = inout(reg) segments.start => _,
             end = in(reg) segments.end,
-            weights = inout(reg) weights.as_ptr() => _,
-            sums = in(reg) sums.0.as_mut_ptr(),
+            weights = inout(reg) $weights.as_ptr() => _,
+            sums = in(reg) $sums.0.as_mut_ptr(),
             line = in(reg) 64usize,
             next = out(reg) _,
             last = out(reg) _,
             stride = out(reg) _,
-            offset = out(reg) _,
-            base = out(reg) _,
-            size = const size_of::<Segment>(),
+            x = out(reg) _,
+            y = out(reg) _,
+            size = const size_of::<Segment<2>>(),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
         )
+    }};
+}
+
+/// The inner loop of a convolution.
+///
+/// # Safety
+/// As [`super::block`].
+pub(super) unsafe fn block(format: Format, segments: &[Segment<2>], weights: &[Tile], sums: &mut Sums) {
+    assert!(segments.iter().all(|segment| segment.steps() > 0) && !segments.is_empty());
+    // SAFETY: reads up to 16 rows of 64 bytes at every offset from two bases, in `Format::Two` also `low` behind them, and the step's tiles
+    // of weights, valid by the caller's promise; writes four tiles of at most 1 KB, which is the size of `sums`.
+    unsafe {
+        match format {
+            Format::One => over_steps!(
+                segments,
+                weights,
+                sums,
+                "tileloadd tmm4, [{weights} + {line}*1]",
+                "tileloadd tmm6, [{x} + {stride}*1]",
+                "tdpbf16ps tmm0, tmm6, tmm4",
+                "tileloadd tmm5, [{weights} + {line}*1 + 1024]",
+                "tdpbf16ps tmm1, tmm6, tmm5",
+                "tileloadd tmm7, [{y} + {stride}*1]",
+                "tdpbf16ps tmm2, tmm7, tmm4",
+                "tdpbf16ps tmm3, tmm7, tmm5",
+                "add {weights}, 2048",
+            ),
+            // Low voxels by high weights, high by high, high by low: between two of them only one side is loaded anew.
+            Format::Two => over_steps!(
+                segments,
+                weights,
+                sums,
+                "add {x}, [{segment} + 24]",
+                "add {y}, [{segment} + 24]",
+                "tileloadd tmm4, [{weights} + {line}*1]",
+                "tileloadd tmm6, [{x} + {stride}*1]",
+                "tdpbf16ps tmm0, tmm6, tmm4",
+                "tileloadd tmm5, [{weights} + {line}*1 + 1024]",
+                "tdpbf16ps tmm1, tmm6, tmm5",
+                "tileloadd tmm7, [{y} + {stride}*1]",
+                "tdpbf16ps tmm2, tmm7, tmm4",
+                "tdpbf16ps tmm3, tmm7, tmm5",
+                "sub {x}, [{segment} + 24]",
+                "sub {y}, [{segment} + 24]",
+                "tileloadd tmm6, [{x} + {stride}*1]",
+                "tdpbf16ps tmm0, tmm6, tmm4",
+                "tdpbf16ps tmm1, tmm6, tmm5",
+                "tileloadd tmm7, [{y} + {stride}*1]",
+                "tdpbf16ps tmm2, tmm7, tmm4",
+                "tdpbf16ps tmm3, tmm7, tmm5",
+                "tileloadd tmm4, [{weights} + {line}*1 + 2048]",
+                "tdpbf16ps tmm0, tmm6, tmm4",
+                "tileloadd tmm5, [{weights} + {line}*1 + 3072]",
+                "tdpbf16ps tmm1, tmm6, tmm5",
+                "tdpbf16ps tmm2, tmm7, tmm4",
+                "tdpbf16ps tmm3, tmm7, tmm5",
+                "add {weights}, 4096",
+            ),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 
-use crate::bf16::widen;
+use crate::bf16::{Format, widen};
 
 /// What multiplies tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,68 +27,150 @@ impl Unit {
     }
 }
 
-/// Values of a tile of weights.
-pub(crate) const TILE: usize = 16 * 32;
-/// Voxels of a tile.
+/// A tile of weights: 16 pairs of inputs by 16 outputs, `[pair][output][input of the pair]`. On cache lines, because the unit reads
+/// it line by line: a tile that begins elsewhere crosses one with every row.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tile(pub [u16; 16 * 32]);
+
+impl Tile {
+    pub const ZERO: Self = Self([0; 16 * 32]);
+}
+
+/// Most voxels of a tile.
 pub(crate) const ROWS: usize = 16;
-/// Most tiles of voxels in a register block.
+/// Tiles of voxels in a register block of [`product`].
 pub(crate) const TILES: usize = 4;
 
-/// The steps of one input, as the loop reads them.
+/// Voxels of a tile where as few tiles as possible share a row evenly: the unit is faster with fewer.
+pub(crate) fn even_rows(columns: usize) -> usize {
+    columns.div_ceil(columns.div_ceil(ROWS))
+}
+
+/// The steps of one input, as the loop reads them, for `N` tiles of voxels.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct Segment {
+pub(crate) struct Segment<const N: usize> {
     /// Byte offsets of the K steps from a tile's base, `first..last`.
     pub first: *const isize,
     pub last: *const isize,
     /// Bytes from one voxel of a tile to the next.
     pub stride: usize,
+    /// Bytes from a high term to its low one, where values have two.
+    pub low: usize,
     /// First voxel of each tile.
-    pub bases: [*const u8; TILES],
+    pub bases: [*const u8; N],
 }
 
-/// Sums of a register block: `[tile][voxel][channel]`.
+/// Sums of a register block: `[tile][voxel][channel]`, of [`block`] `[tile][block of channels][voxel][channel]`.
 #[repr(C, align(64))]
 pub(crate) struct Sums(pub [f32; TILES * ROWS * 16]);
 
-/// Sums of products of four tiles of voxels by 16 output channels, over all steps of `segments` (there is at least one step).
+/// Sums of products of four tiles of voxels by 16 output channels, over the steps of `segment` (there is at least one).
 ///
 /// # Safety
-/// At every offset from every base there are 16 readable voxels, `stride` apart, of 64 bytes; `weights` holds a tile per step, in
-/// the order of the segments. For [`Unit::Amx`] the tiles must be configured.
-pub(crate) unsafe fn product(unit: Unit, segments: &[Segment], weights: &[u16], sums: &mut Sums) {
+/// At every offset from every base there are 16 readable voxels, `stride` apart, of 64 bytes; `weights` holds a tile per step. For
+/// [`Unit::Amx`] the tiles must be configured.
+pub(crate) unsafe fn product(unit: Unit, segment: &Segment<TILES>, weights: &[Tile], sums: &mut Sums) {
+    assert_eq!(weights.len(), segment.steps(), "tiles of weights");
     match unit {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         // SAFETY: what the caller promises.
-        Unit::Amx => unsafe { amx::product(segments, weights, sums) },
+        Unit::Amx => unsafe { amx::product(segment, weights, sums) },
         // SAFETY: what the caller promises.
-        _ => unsafe { emulated(segments, weights, sums) },
+        _ => unsafe { emulated_product(segment, weights, sums) },
+    }
+}
+
+/// Sums of products of two tiles of voxels by 32 output channels, over all steps of `segments` (there is at least one step).
+/// In [`Format::Two`] a step is all products of voxels and weights but that of both low terms.
+///
+/// # Safety
+/// At every offset from every base, and in [`Format::Two`] `low` behind it, there are 16 readable voxels, `stride` apart, of 64 bytes.
+/// For [`Unit::Amx`] the tiles must be configured.
+///
+/// # Panics
+/// If `weights` does not hold per step, in the order of the segments, two tiles (16 channels each), in [`Format::Two`] those of the high
+/// terms and then those of the low ones.
+pub(crate) unsafe fn block(
+    unit: Unit,
+    format: Format,
+    segments: &[Segment<2>],
+    weights: &[Tile],
+    sums: &mut Sums,
+) {
+    let steps: usize = segments.iter().map(Segment::steps).sum();
+    assert_eq!(weights.len(), 2 * format.terms() * steps, "tiles of weights");
+    match unit {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        // SAFETY: what the caller promises.
+        Unit::Amx => unsafe { amx::block(format, segments, weights, sums) },
+        // SAFETY: what the caller promises.
+        _ => unsafe { emulated_block(format, segments, weights, sums) },
+    }
+}
+
+impl<const N: usize> Segment<N> {
+    fn steps(&self) -> usize {
+        (self.last.addr() - self.first.addr()) / size_of::<isize>()
+    }
+
+    /// The table of offsets.
+    ///
+    /// # Safety
+    /// `first..last` is one.
+    unsafe fn offsets(&self) -> &[isize] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.first, self.steps()) }
     }
 }
 
 /// # Safety
 /// As [`product`].
-unsafe fn emulated(segments: &[Segment], weights: &[u16], sums: &mut Sums) {
+unsafe fn emulated_product(segment: &Segment<TILES>, weights: &[Tile], sums: &mut Sums) {
     sums.0.fill(0.0);
-    let mut weights = weights.chunks_exact(TILE);
+    // SAFETY: the caller's promise.
+    for (&offset, weights) in unsafe { segment.offsets() }.iter().zip(weights) {
+        for (base, sums) in segment.bases.iter().zip(sums.0.as_chunks_mut().0) {
+            // SAFETY: the caller's promise.
+            unsafe { add_products(base.wrapping_offset(offset), segment.stride, weights, sums) };
+        }
+    }
+}
+
+/// # Safety
+/// As [`block`].
+unsafe fn emulated_block(format: Format, segments: &[Segment<2>], weights: &[Tile], sums: &mut Sums) {
+    sums.0.fill(0.0);
+    let mut weights = weights.chunks_exact(2 * format.terms());
     for segment in segments {
-        // SAFETY: both ends of one table.
-        let steps = unsafe { segment.last.offset_from(segment.first) } as usize;
-        for step in 0..steps {
-            // SAFETY: within the table.
-            let offset = unsafe { *segment.first.add(step) };
-            let w = weights.next().expect("a tile per step");
-            for (base, sums) in segment.bases.iter().zip(sums.0.chunks_exact_mut(ROWS * 16)) {
-                for (row, sums) in sums.chunks_exact_mut(16).enumerate() {
-                    let at = base.wrapping_offset(offset).wrapping_add(row * segment.stride);
-                    // SAFETY: 64 bytes of 2-byte values by the caller's promise.
-                    let x = unsafe { &*at.cast::<[u16; 32]>() };
-                    for (k, &x) in x.iter().enumerate() {
-                        for (co, sum) in sums.iter_mut().enumerate() {
-                            *sum += widen(x) * widen(w[k / 2 * 32 + 2 * co + k % 2]);
-                        }
-                    }
+        // SAFETY: the caller's promise.
+        for (&offset, weights) in unsafe { segment.offsets() }.iter().zip(&mut weights) {
+            for (term, weight_term) in [(1, 0), (0, 0), (0, 1)] {
+                if term.max(weight_term) == format.terms() {
+                    continue;
                 }
+                for (i, sums) in sums.0.as_chunks_mut().0.iter_mut().enumerate() {
+                    let at = segment.bases[i / 2].wrapping_offset(offset).wrapping_add(term * segment.low);
+                    // SAFETY: the caller's promise.
+                    unsafe { add_products(at, segment.stride, &weights[2 * weight_term + i % 2], sums) };
+                }
+            }
+        }
+    }
+}
+
+/// Adds a tile of voxels times one of weights.
+///
+/// # Safety
+/// There are 16 readable voxels, `stride` apart, of 64 bytes.
+unsafe fn add_products(voxels: *const u8, stride: usize, weights: &Tile, sums: &mut [f32; ROWS * 16]) {
+    for (row, sums) in sums.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        // SAFETY: 64 bytes of 2-byte values by the caller's promise.
+        let x = unsafe { &*voxels.wrapping_add(row * stride).cast::<[u16; 32]>() };
+        for (k, &x) in x.iter().enumerate() {
+            for (co, sum) in sums.iter_mut().enumerate() {
+                *sum += widen(x) * widen(weights.0[k / 2 * 32 + 2 * co + k % 2]);
             }
         }
     }
@@ -144,11 +226,12 @@ unsafe fn emulated_outer(pairs: &Pairs, offsets: &[isize], sums: &mut [[f32; 256
     }
 }
 
-/// Runs `work` with the tiles ready.
-pub(crate) fn with_tiles<R>(unit: Unit, work: impl FnOnce() -> R) -> R {
+/// Runs `work` with the tiles ready, those of voxels and sums with `rows` voxels.
+pub(crate) fn with_tiles<R>(unit: Unit, rows: usize, work: impl FnOnce() -> R) -> R {
+    assert!((1..=ROWS).contains(&rows), "{rows} voxels in a tile");
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if unit == Unit::Amx {
-        return amx::with_tiles(work);
+        return amx::with_tiles(rows, work);
     }
     assert_eq!(unit, Unit::Emulated, "no matrix unit here");
     work()

@@ -88,14 +88,14 @@ fn filters(layer: &Layer, weight: &[f32], format: Format) -> (Filters, usize) {
         let taps = Taps { channels: layer.c_in, kernel: [3; 3], format };
         return (Filters::Plain(Filter::new(format, c_out, &[taps], |_, co, ci, tap| at(co, ci, tap))), 1);
     }
-    // At stride 2 an output stands on the second of a pair, behind which its three taps end.
-    let group = 2 / layer.stride;
+    // At stride 2 the pairs begin one voxel in front of the first tap: behind the border's two columns.
+    let (stride, group) = (layer.stride, 2);
     let paired = |co: usize, pair: usize, ci: usize| {
-        let output = if group == 2 { co / c_out } else { 1 };
-        paired_tap(output, pair, ci / NARROW)
+        paired_tap(stride * (co / c_out) + layer.padding, pair, ci / NARROW)
     };
+    let pairs = stride + 1;
     // The images are stacked (`stack_images`): the kernel along y has become channels, and every value is two.
-    let (kernel, of_input) = if first { ([3, 1, 2], Format::One) } else { ([3, 3, 2], format) };
+    let (kernel, of_input) = if first { ([3, 1, pairs], Format::One) } else { ([3, 3, pairs], format) };
     let taps = Taps { channels: 2 * NARROW, kernel, format: of_input };
     let filter = Filter::new(format, group * c_out, &[taps], |_, co, ci, [z, y, pair]| {
         let (x, channel) = (paired(co, pair, ci), ci % NARROW);

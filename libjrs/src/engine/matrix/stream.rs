@@ -256,7 +256,7 @@ impl<'p> Stream<'p> {
                 let pairs = if planes[0].channels() == NARROW { 2 } else { 1 };
                 // The border in front of row and column 0 is the padding.
                 let origin = [-(padding as isize); 2];
-                let view = View { planes, group: pairs, origin, step: [stride, stride.div_ceil(pairs)] };
+                let view = View { planes, group: pairs, origin, step: [stride; 2] };
                 let parts = vec![Part { filter, inputs: vec![view] }];
                 Job { parts, lattices: [1, 1], group, output }
             }

@@ -7,7 +7,7 @@ use super::window::{Bands, Part, Window};
 use crate::bf16::split;
 use crate::conv3d::correlate::{Correlation, Placement};
 use crate::shared::SharedMut;
-use crate::unit::{ROWS, Segment, Sums, TILE, TILES, Unit, product, with_tiles};
+use crate::unit::{ROWS, Segment, Sums, TILES, Tile, Unit, even_rows, product, with_tiles};
 
 /// Parts of a convolution, about, whatever the number of threads.
 const TASKS: usize = 32;
@@ -26,29 +26,28 @@ pub(in crate::conv3d) fn run(
     let y = SharedMut::new(y);
     bands.parts(conv.batch).into_par_iter().for_each(|part| {
         let task = Task { unit, conv, bands: &bands, weights: &weights, bias, part, y: &y };
-        with_tiles(unit, || task.run(x));
+        with_tiles(unit, even_rows(conv.output[2]), || task.run(x));
     });
 }
 
 /// `[block of 16 c_out][block of 16 c_in][kz][ky][kx]`, a tile of high and one of low weights each.
-fn pack_weights(conv: &Correlation, weight: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync) -> Vec<u16> {
+fn pack_weights(conv: &Correlation, weight: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync) -> Vec<Tile> {
     let [kz, ky, kx] = conv.kernel;
     let (taps, blocks) = (kz * ky * kx, conv.c_in.div_ceil(16));
-    let mut weights = vec![0; conv.c_out.div_ceil(16) * blocks * taps * 2 * TILE];
-    weights.par_chunks_exact_mut(2 * TILE).enumerate().for_each(|(i, tiles)| {
+    let mut weights = vec![[Tile::ZERO; 2]; conv.c_out.div_ceil(16) * blocks * taps];
+    weights.par_iter_mut().enumerate().for_each(|(i, [high, low])| {
         let (co, ci, tap) = (i / taps / blocks * 16, i / taps % blocks * 16, i % taps);
         let tap = [tap / (ky * kx), tap / kx % ky, tap % kx];
-        let (high, low) = tiles.split_at_mut(TILE);
         for k in 0..16.min(conv.c_in - ci) {
             for n in 0..16.min(conv.c_out - co) {
                 let terms = split(weight(co + n, ci + k, tap));
                 let at = 2 * (16 * k + n);
-                high[at..][..2].fill(terms[0]);
-                low[at] = terms[1];
+                high.0[at..][..2].fill(terms[0]);
+                low.0[at] = terms[1];
             }
         }
     });
-    weights
+    weights.into_flattened()
 }
 
 /// A part of the outputs.
@@ -56,7 +55,7 @@ struct Task<'a> {
     unit: Unit,
     conv: &'a Correlation,
     bands: &'a Bands,
-    weights: &'a [u16],
+    weights: &'a [Tile],
     bias: &'a [f32],
     part: Part,
     y: &'a SharedMut<'a>,
@@ -77,19 +76,19 @@ impl Task<'_> {
         let line = offsets.as_ptr_range();
         let first = window.row(0, 0);
         let mut segment =
-            [Segment { first: line.start, last: line.end, stride: 64 * stride, bases: [first; TILES] }];
+            Segment { first: line.start, last: line.end, stride: 64 * stride, low: 0, bases: [first; TILES] };
         let mut sums = Sums([0.0; TILES * ROWS * 16]);
         let rows = self.part.rows.len();
-        let weights = self.weights.chunks_exact(offsets.len() * TILE);
-        for column in (0..self.conv.output[2]).step_by(ROWS) {
+        let weights = self.weights.chunks_exact(offsets.len());
+        for column in (0..self.conv.output[2]).step_by(even_rows(self.conv.output[2])) {
             for (block, weights) in weights.clone().enumerate() {
                 for row in (0..rows).step_by(TILES) {
                     for t in 0..TILES {
                         // Where there are not enough rows left the last is computed again.
-                        segment[0].bases[t] = window.row(stride * (row + t).min(rows - 1), stride * column);
+                        segment.bases[t] = window.row(stride * (row + t).min(rows - 1), stride * column);
                     }
                     // SAFETY: a window holds every tap of every output of its part and of the places with which the last
-                    // tile of a row is filled up; `weights` is a tile per offset. `run` has configured the tiles.
+                    // tile of a row is filled up. `run` has configured the tiles.
                     unsafe { product(self.unit, &segment, weights, &mut sums) };
                     for (i, sums) in (row..rows.min(row + TILES)).zip(sums.0.as_chunks_mut().0) {
                         self.store(sums, 16 * block, [z, self.part.rows.start + i, column]);
@@ -114,7 +113,7 @@ impl Task<'_> {
     /// Stores 16 voxels of 16 channels, from output (z, y, x) on.
     fn store(&self, sums: &mut [f32; ROWS * 16], first_channel: usize, [z, y, x]: [usize; 3]) {
         vectors::transpose(self.unit, sums);
-        let count = ROWS.min(self.conv.output[2] - x);
+        let count = even_rows(self.conv.output[2]).min(self.conv.output[2] - x);
         let Placement { size: [depth, height, width], first, step } = self.conv.placement;
         let row = (first[0] + step * z) * height + first[1] + step * y;
         for (co, values) in (first_channel..self.conv.c_out).zip(sums.as_chunks::<ROWS>().0) {

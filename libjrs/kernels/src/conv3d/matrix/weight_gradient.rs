@@ -30,7 +30,7 @@ pub(in crate::conv3d) fn run(unit: Unit, conv: &Conv3d, x: &[f32], dy: &[f32], d
     let mut partial = SCRATCH.take(parts.len() * size);
     partial.par_chunks_exact_mut(size).zip(parts).for_each(|(sums, part)| {
         sums.fill(0.0);
-        with_tiles(unit, || Task { unit, conv, bands: &bands, part, sums }.run(x, dy));
+        with_tiles(unit, ROWS, || Task { unit, conv, bands: &bands, part, sums }.run(x, dy));
     });
     dweight.par_chunks_mut(27).enumerate().for_each(|(i, taps)| {
         let (co, ci) = (i / conv.c_in, i % conv.c_in);
