@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::filter::{Filter, Step, Taps};
 use super::plane::{BORDER, Plane};
 use super::split;
-use crate::unit::{ROWS, Segment, Sums, TILES, Unit, block, even_rows, with_tiles};
+use crate::unit::{ROWS, Segment, Sums, TILES, Unit, block, block_shape, even_rows, with_tiles};
 
 /// Bytes of a plane's part in a task. A task takes its part of all planes at hand, one after another, so that what several of
 /// them read comes from the L2 cache.
@@ -226,56 +226,65 @@ impl Task<'_> {
             part.inputs.iter().zip(part.filter.inputs()).map(byte_offsets).collect();
         let segment = |(view, offsets): (&View<'_>, &Vec<isize>)| {
             let offsets = offsets.as_ptr_range();
-            let (stride, bases) = (2 * view.step[1] * view.channels(), [view.base(); 2]);
+            let (stride, bases) = (2 * view.step[1] * view.channels(), [view.base(); TILES]);
             Segment { first: offsets.start, last: offsets.end, stride, low: 2 * view.planes[0].low(), bases }
         };
-        let mut segments: Vec<Segment<2>> = part.inputs.iter().zip(&offsets).map(segment).collect();
+        let mut segments: Vec<Segment> = part.inputs.iter().zip(&offsets).map(segment).collect();
         let walks: Vec<Walk> = part.inputs.iter().map(View::walk).collect();
         let (unit, format) = (self.unit, part.filter.format());
-        let mut sums = Sums([0.0; TILES * ROWS * 16]);
+        let [tiles, blocks] = block_shape(format);
+        let mut sums = Sums::ZERO;
         let last = self.rows.end - 1;
         for column in (0..self.columns).step_by(even_rows(self.columns)) {
-            for channels in 0..part.filter.c_out() / 32 {
+            for channel in (0..part.filter.c_out()).step_by(16 * blocks) {
                 // Tiles one below the other share most of what they read.
-                for row in self.rows.clone().step_by(2) {
+                for row in self.rows.clone().step_by(tiles) {
                     // Plain stores of single addresses: what the loop below waits for must not wait for the sums' stores.
                     for k in 0..segments.len() {
-                        for t in 0..2 {
-                            // Where there is no second row left the last is computed again.
+                        for t in 0..tiles {
+                            // Where there are not enough rows left the last is computed again.
                             segments[k].bases[t] = walks[k].at(last.min(row + t), column);
                         }
                     }
                     // SAFETY: `Part::check` holds every tap of every output inside the planes; the other voxels of a tile,
                     // fewer than 16 steps of four voxels and a kernel further, lie in the planes or in their slack.
                     // `convolve` runs us with the tiles configured.
-                    unsafe { block(unit, format, &segments, part.filter.weights(channels), &mut sums) };
-                    self.store(&mut sums, channels, [row, column], parity);
+                    unsafe { block(unit, format, &segments, part.filter.weights(channel), &mut sums) };
+                    let sums = sums.0.chunks_exact_mut(ROWS * 16 * blocks);
+                    self.store(sums, channel, [row, column], parity);
                 }
             }
         }
     }
 
-    /// Sums of a block of channels, for the lattice rows and columns from `place` on.
-    fn store(&mut self, sums: &mut Sums, block: usize, place: [usize; 2], parity: [usize; 2]) {
-        let act = Lanes::of(self.activation, 32 * block);
+    /// Sums of tiles, `[16 channels][voxel][channel]` from `channel` on, for the lattice rows and columns from `place` on.
+    fn store<'s>(
+        &mut self,
+        sums: impl Iterator<Item = &'s mut [f32]>,
+        channel: usize,
+        place: [usize; 2],
+        parity: [usize; 2],
+    ) {
+        let act = Lanes::of(self.activation, channel);
         let count = even_rows(self.columns).min(self.columns - place[1]);
         let column = self.group * (self.lattices[1] * place[1] + parity[1]);
         // Voxels from one value of the tile to the next.
         let step = self.lattices[1] * self.group;
-        for (i, sums) in (place[0]..self.rows.end).zip(sums.0.as_chunks_mut().0) {
+        for (i, sums) in (place[0]..self.rows.end).zip(sums) {
             let row = self.lattices[0] * (i - self.rows.start) + parity[0];
             match &mut self.target {
                 Target::Voxels { high, low, pitch, channels } => {
-                    let from = row * *pitch + (BORDER + column) * *channels + 32 * block;
+                    let from = row * *pitch + (BORDER + column) * *channels + channel;
                     let low = low.as_mut().map(|low| &mut low[from..]);
                     store_voxels(self.unit, sums, &act, count, &mut high[from..], low, step * *channels);
                 }
                 Target::Displacement { head, width, u } => {
-                    let values = components(self.unit, sums, &act, head);
-                    for (u, values) in u.iter_mut().zip(&values) {
-                        // Sixteen channels are a voxel of the group.
-                        for (voxel, values) in values.iter().enumerate() {
-                            let to = u[row * *width + column + voxel..].iter_mut().step_by(step).take(count);
+                    // Sixteen channels are a voxel of the group.
+                    for (block, sums) in sums.as_chunks_mut().0.iter_mut().enumerate() {
+                        let values = components(self.unit, sums, &act.block(block), head);
+                        let from = row * *width + column + channel / 16 + block;
+                        for (u, values) in u.iter_mut().zip(&values) {
+                            let to = u[from..].iter_mut().step_by(step).take(count);
                             to.zip(values).for_each(|(to, value)| *to = *value);
                         }
                     }
@@ -329,30 +338,47 @@ fn byte_offsets((view, (_, steps)): (&View<'_>, &(Taps, Vec<Step>))) -> Vec<isiz
     steps.iter().map(offset).collect()
 }
 
-/// Sums of a row of voxels: `[block of 16 channels][voxel][channel]`.
-pub(super) type RowSums = [f32; 2 * ROWS * 16];
+/// Sums of a tile.
+pub(super) type TileSums = [f32; ROWS * 16];
 
-/// [`Activation`] for the 32 channels of a block.
+/// [`Activation`] from a channel on.
 pub(super) struct Lanes<'a> {
-    pub bias: &'a [f32; 32],
+    bias: &'a [f32],
+    slope: f32,
+    scale: &'a [f32],
+    shift: &'a [f32],
+}
+
+/// [`Activation`] for the 16 channels of a tile.
+pub(super) struct TileLanes<'a> {
+    pub bias: &'a [f32; 16],
     pub slope: f32,
-    pub scale: &'a [f32; 32],
-    pub shift: &'a [f32; 32],
+    pub scale: &'a [f32; 16],
+    pub shift: &'a [f32; 16],
 }
 
 impl<'a> Lanes<'a> {
     fn of(activation: &'a Activation, channel: usize) -> Self {
-        let lanes = |v: &'a [f32]| v[channel..].first_chunk().expect("a value per channel");
         let Activation { bias, slope, scale, shift } = activation;
-        Self { bias: lanes(bias), slope: *slope, scale: lanes(scale), shift: lanes(shift) }
+        Self { bias: &bias[channel..], slope: *slope, scale: &scale[channel..], shift: &shift[channel..] }
     }
 
-    fn apply(&self, sums: &mut RowSums) {
-        for (i, value) in sums.iter_mut().enumerate() {
-            let k = i / (ROWS * 16) * 16 + i % 16;
-            let sum = *value + self.bias[k];
-            // max is LeakyReLU for slopes from 0 to 1.
-            *value = self.scale[k] * sum.max(self.slope * sum) + self.shift[k];
+    /// For the `block`-th 16 channels.
+    pub fn block(&self, block: usize) -> TileLanes<'a> {
+        let lanes = |v: &'a [f32]| v[16 * block..].first_chunk().expect("a value per channel");
+        let [bias, scale, shift] = [self.bias, self.scale, self.shift].map(lanes);
+        TileLanes { bias, slope: self.slope, scale, shift }
+    }
+}
+
+impl TileLanes<'_> {
+    fn apply(&self, sums: &mut TileSums) {
+        for voxel in sums.as_chunks_mut::<16>().0 {
+            for k in 0..16 {
+                let value = voxel[k] + self.bias[k];
+                // max is LeakyReLU for slopes from 0 to 1.
+                voxel[k] = self.scale[k] * value.max(self.slope * value) + self.shift[k];
+            }
         }
     }
 }
@@ -360,14 +386,15 @@ impl<'a> Lanes<'a> {
 /// Activates the first `count` voxels and rounds them to places `stride` values apart; what is left goes to `low`.
 fn store_voxels(
     unit: Unit,
-    sums: &mut RowSums,
+    sums: &mut [f32],
     act: &Lanes<'_>,
     count: usize,
     high: &mut [u16],
     mut low: Option<&mut [u16]>,
     stride: usize,
 ) {
-    let room = (count - 1) * stride + 32;
+    let sums = sums.as_chunks_mut::<{ ROWS * 16 }>().0;
+    let room = (count - 1) * stride + 16 * sums.len();
     assert!(count <= ROWS && high.len() >= room && low.as_ref().is_none_or(|low| low.len() >= room));
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if unit == Unit::Amx {
@@ -375,11 +402,10 @@ fn store_voxels(
         return unsafe { super::avx512::store_voxels(sums, act, count, high, low, stride) };
     }
     let _ = unit;
-    act.apply(sums);
-    for (i, &value) in sums.iter().enumerate() {
-        let (block, voxel, channel) = (i / (ROWS * 16), i / 16 % ROWS, i % 16);
-        if voxel < count {
-            let at = voxel * stride + 16 * block + channel;
+    for (block, sums) in sums.iter_mut().enumerate() {
+        act.block(block).apply(sums);
+        for (i, &value) in sums.iter().enumerate().take(16 * count) {
+            let at = i / 16 * stride + 16 * block + i % 16;
             let terms = split(value);
             high[at] = terms[0];
             if let Some(low) = &mut low {
@@ -389,8 +415,8 @@ fn store_voxels(
     }
 }
 
-/// The head's components of a row of groups of two voxels: `[component][voxel of the group][group]`.
-fn components(unit: Unit, sums: &mut RowSums, act: &Lanes<'_>, head: &Head) -> [[[f32; ROWS]; 2]; 3] {
+/// The head's components of a tile's voxels.
+fn components(unit: Unit, sums: &mut TileSums, act: &TileLanes<'_>, head: &Head) -> [[f32; ROWS]; 3] {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if unit == Unit::Amx {
         // SAFETY: that unit comes with AVX-512 (checked before it is chosen).
@@ -401,6 +427,6 @@ fn components(unit: Unit, sums: &mut RowSums, act: &Lanes<'_>, head: &Head) -> [
     let voxels = sums.as_chunks::<16>().0;
     std::array::from_fn(|c| {
         let dot = |v: &[f32; 16]| (0..16).map(|k| head.weight[c][k] * v[k]).sum::<f32>();
-        std::array::from_fn(|v| std::array::from_fn(|i| head.bias[c] + dot(&voxels[ROWS * v + i])))
+        std::array::from_fn(|i| head.bias[c] + dot(&voxels[i]))
     })
 }

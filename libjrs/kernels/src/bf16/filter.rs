@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Format, split};
-use crate::unit::Tile;
+use crate::unit::{Tile, block_shape};
 
 /// How a filter meets one of its inputs.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ pub(super) struct Step {
 pub struct Filter {
     c_out: usize,
     inputs: Vec<(Taps, Vec<Step>)>,
-    /// `[block of 32 output channels][K step][weight term][16 output channels]`.
+    /// `[channels of a register block][K step][weight term][16 output channels]`.
     weights: Vec<Tile>,
 }
 
@@ -66,10 +66,11 @@ impl Filter {
         let inputs: Vec<_> = inputs.iter().map(|&taps| (taps, steps(taps, format))).collect();
         let of_steps: usize = inputs.iter().flat_map(|(_, steps)| steps).map(|s| s.weight_terms.len()).sum();
         let mut weights = Vec::with_capacity(c_out / 16 * of_steps);
-        for first in (0..c_out).step_by(32) {
+        let blocks = block_shape(inputs[0].0.format)[1];
+        for first in (0..c_out).step_by(16 * blocks) {
             for (input, (_, steps)) in inputs.iter().enumerate() {
                 for (step, term) in steps.iter().flat_map(|s| s.weight_terms.clone().map(move |t| (s, t))) {
-                    weights.extend([first, first + 16].map(|co| {
+                    weights.extend((first..).step_by(16).take(blocks).map(|co| {
                         Tile(std::array::from_fn(|i| {
                             let (ci, co) = (step.channel + i / 32 * 2 + i % 2, co + i / 2 % 16);
                             split(weight(input, co, ci, [step.plane, step.dy, step.dx]))[term]
@@ -100,10 +101,10 @@ impl Filter {
         self.inputs[0].0.format
     }
 
-    /// Tiles of a block of 32 output channels, in the order of the steps of all inputs.
-    pub(super) fn weights(&self, block: usize) -> &[Tile] {
-        let len = self.weights.len() / (self.c_out / 32);
-        &self.weights[block * len..][..len]
+    /// Tiles of a register block's channels from `first` on, in the order of the steps of all inputs.
+    pub(super) fn weights(&self, first: usize) -> &[Tile] {
+        let of_16 = self.weights.len() / (self.c_out / 16);
+        &self.weights[first / 16 * of_16..][..block_shape(self.format())[1] * of_16]
     }
 }
 

@@ -3,7 +3,7 @@
 use std::arch::asm;
 use std::sync::OnceLock;
 
-use super::{Pairs, Segment, Sums, TILES, Tile};
+use super::{Pairs, Segment, Sums, Tile};
 use crate::bf16::Format;
 
 /// Whether this process may use the tiles. Linux wants to be asked, because a thread's state grows by 8 KB.
@@ -65,65 +65,8 @@ pub(super) fn with_tiles<R>(rows: usize, work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// The inner loop of a correlation.
-///
-/// # Safety
-/// As [`super::product`].
-pub(super) unsafe fn product(segment: &Segment<TILES>, weights: &[Tile], sums: &mut Sums) {
-    assert!(!weights.is_empty());
-    // SAFETY: reads up to 16 rows of 64 bytes at every offset from four bases, and a tile of weights per step, valid by the caller's
-    // promise; writes four tiles of at most 1 KB, which is the size of `sums`.
-    unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "2:", // K step
-            "mov {offset}, [{next}]",
-            "tileloadd tmm4, [{weights} + {line}*1]",
-            "mov {base}, [{segment} + 32]",
-            "add {base}, {offset}",
-            "tileloadd tmm6, [{base} + {stride}*1]",
-            "tdpbf16ps tmm0, tmm6, tmm4",
-            "mov {base}, [{segment} + 40]",
-            "add {base}, {offset}",
-            "tileloadd tmm7, [{base} + {stride}*1]",
-            "tdpbf16ps tmm1, tmm7, tmm4",
-            "mov {base}, [{segment} + 48]",
-            "add {base}, {offset}",
-            "tileloadd tmm6, [{base} + {stride}*1]",
-            "tdpbf16ps tmm2, tmm6, tmm4",
-            "mov {base}, [{segment} + 56]",
-            "add {base}, {offset}",
-            "tileloadd tmm7, [{base} + {stride}*1]",
-            "tdpbf16ps tmm3, tmm7, tmm4",
-            "add {weights}, 1024",
-            "add {next}, 8",
-            "cmp {next}, {last}",
-            "jne 2b",
-            "tilestored [{sums} + {line}*1], tmm0",
-            "tilestored [{sums} + {line}*1 + 1024], tmm1",
-            "tilestored [{sums} + {line}*1 + 2048], tmm2",
-            "tilestored [{sums} + {line}*1 + 3072], tmm3",
-            segment = in(reg) segment,
-            weights = inout(reg) weights.as_ptr() => _,
-            sums = in(reg) sums.0.as_mut_ptr(),
-            line = in(reg) 64usize,
-            next = inout(reg) segment.first => _,
-            last = in(reg) segment.last,
-            stride = in(reg) segment.stride,
-            offset = out(reg) _,
-            base = out(reg) _,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        )
-    }
-}
-
-/// The inner loop of a convolution: `$step`, the instructions of a K step, over all segments. It finds the first voxels of both tiles,
-/// without the step's offset, at `{segment} + 32` and `+ 40`, and the way to a low term at `{segment} + 24`.
+/// The inner loop of a convolution: `$step`, the instructions of a K step, over all segments. The first voxels of the tiles, without the
+/// step's offset, are at `{segment} + 32`, `+ 40` and so on, and the way to a low term at `{segment} + 24`.
 macro_rules! over_steps {
     ($segments:ident, $weights:ident, $sums:ident, $($step:literal),* $(,)?) => {{
         let segments = $segments.as_ptr_range();
@@ -137,10 +80,7 @@ macro_rules! over_steps {
             "mov {last}, [{segment} + 8]",
             "mov {stride}, [{segment} + 16]",
             "3:", // K step
-            "mov {x}, [{next}]",
-            "mov {y}, {x}",
-            "add {x}, [{segment} + 32]",
-            "add {y}, [{segment} + 40]",
+            "mov {offset}, [{next}]",
             $($step,)*
             "add {next}, 8",
             "cmp {next}, {last}",
@@ -160,9 +100,10 @@ macro_rules! over_steps {
             next = out(reg) _,
             last = out(reg) _,
             stride = out(reg) _,
+            offset = out(reg) _,
             x = out(reg) _,
             y = out(reg) _,
-            size = const size_of::<Segment<2>>(),
+            size = const size_of::<Segment>(),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -170,62 +111,95 @@ macro_rules! over_steps {
     }};
 }
 
-/// The inner loop of a convolution.
+/// The inner loop of a convolution in [`Format::One`].
 ///
 /// # Safety
 /// As [`super::block`].
-pub(super) unsafe fn block(format: Format, segments: &[Segment<2>], weights: &[Tile], sums: &mut Sums) {
-    assert!(segments.iter().all(|segment| segment.steps() > 0) && !segments.is_empty());
-    // SAFETY: reads up to 16 rows of 64 bytes at every offset from two bases, in `Format::Two` also `low` behind them, and the step's tiles
-    // of weights, valid by the caller's promise; writes four tiles of at most 1 KB, which is the size of `sums`.
+unsafe fn block_of_one(segments: &[Segment], weights: &[Tile], sums: &mut Sums) {
+    // SAFETY: reads up to 16 rows of 64 bytes at every offset from four bases, and a tile of weights per step, valid by the caller's
+    // promise; writes four tiles of at most 1 KB, which is the size of `sums`.
     unsafe {
-        match format {
-            Format::One => over_steps!(
-                segments,
-                weights,
-                sums,
-                "tileloadd tmm4, [{weights} + {line}*1]",
-                "tileloadd tmm6, [{x} + {stride}*1]",
-                "tdpbf16ps tmm0, tmm6, tmm4",
-                "tileloadd tmm5, [{weights} + {line}*1 + 1024]",
-                "tdpbf16ps tmm1, tmm6, tmm5",
-                "tileloadd tmm7, [{y} + {stride}*1]",
-                "tdpbf16ps tmm2, tmm7, tmm4",
-                "tdpbf16ps tmm3, tmm7, tmm5",
-                "add {weights}, 2048",
-            ),
-            // Low voxels by high weights, high by high, high by low: between two of them only one side is loaded anew.
-            Format::Two => over_steps!(
-                segments,
-                weights,
-                sums,
-                "add {x}, [{segment} + 24]",
-                "add {y}, [{segment} + 24]",
-                "tileloadd tmm4, [{weights} + {line}*1]",
-                "tileloadd tmm6, [{x} + {stride}*1]",
-                "tdpbf16ps tmm0, tmm6, tmm4",
-                "tileloadd tmm5, [{weights} + {line}*1 + 1024]",
-                "tdpbf16ps tmm1, tmm6, tmm5",
-                "tileloadd tmm7, [{y} + {stride}*1]",
-                "tdpbf16ps tmm2, tmm7, tmm4",
-                "tdpbf16ps tmm3, tmm7, tmm5",
-                "sub {x}, [{segment} + 24]",
-                "sub {y}, [{segment} + 24]",
-                "tileloadd tmm6, [{x} + {stride}*1]",
-                "tdpbf16ps tmm0, tmm6, tmm4",
-                "tdpbf16ps tmm1, tmm6, tmm5",
-                "tileloadd tmm7, [{y} + {stride}*1]",
-                "tdpbf16ps tmm2, tmm7, tmm4",
-                "tdpbf16ps tmm3, tmm7, tmm5",
-                "tileloadd tmm4, [{weights} + {line}*1 + 2048]",
-                "tdpbf16ps tmm0, tmm6, tmm4",
-                "tileloadd tmm5, [{weights} + {line}*1 + 3072]",
-                "tdpbf16ps tmm1, tmm6, tmm5",
-                "tdpbf16ps tmm2, tmm7, tmm4",
-                "tdpbf16ps tmm3, tmm7, tmm5",
-                "add {weights}, 4096",
-            ),
-        }
+        over_steps!(
+            segments,
+            weights,
+            sums,
+            "tileloadd tmm4, [{weights} + {line}*1]",
+            "mov {x}, [{segment} + 32]",
+            "add {x}, {offset}",
+            "tileloadd tmm6, [{x} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm6, tmm4",
+            "mov {y}, [{segment} + 40]",
+            "add {y}, {offset}",
+            "tileloadd tmm7, [{y} + {stride}*1]",
+            "tdpbf16ps tmm1, tmm7, tmm4",
+            "mov {x}, [{segment} + 48]",
+            "add {x}, {offset}",
+            "tileloadd tmm6, [{x} + {stride}*1]",
+            "tdpbf16ps tmm2, tmm6, tmm4",
+            "mov {y}, [{segment} + 56]",
+            "add {y}, {offset}",
+            "tileloadd tmm7, [{y} + {stride}*1]",
+            "tdpbf16ps tmm3, tmm7, tmm4",
+            "add {weights}, 1024",
+        )
+    }
+}
+
+/// The inner loop of a convolution in [`Format::Two`]: low voxels by high weights, high by high, high by low. Between two of them only
+/// one side is loaded anew.
+///
+/// # Safety
+/// As [`super::block`].
+unsafe fn block_of_two(segments: &[Segment], weights: &[Tile], sums: &mut Sums) {
+    // SAFETY: reads up to 16 rows of 64 bytes at every offset from two bases and `low` behind them, and the step's four tiles of
+    // weights, valid by the caller's promise; writes four tiles of at most 1 KB, which is the size of `sums`.
+    unsafe {
+        over_steps!(
+            segments,
+            weights,
+            sums,
+            "mov {x}, {offset}",
+            "mov {y}, {offset}",
+            "add {x}, [{segment} + 32]",
+            "add {y}, [{segment} + 40]",
+            "add {x}, [{segment} + 24]",
+            "add {y}, [{segment} + 24]",
+            "tileloadd tmm4, [{weights} + {line}*1]",
+            "tileloadd tmm6, [{x} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm6, tmm4",
+            "tileloadd tmm5, [{weights} + {line}*1 + 1024]",
+            "tdpbf16ps tmm1, tmm6, tmm5",
+            "tileloadd tmm7, [{y} + {stride}*1]",
+            "tdpbf16ps tmm2, tmm7, tmm4",
+            "tdpbf16ps tmm3, tmm7, tmm5",
+            "sub {x}, [{segment} + 24]",
+            "sub {y}, [{segment} + 24]",
+            "tileloadd tmm6, [{x} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm6, tmm4",
+            "tdpbf16ps tmm1, tmm6, tmm5",
+            "tileloadd tmm7, [{y} + {stride}*1]",
+            "tdpbf16ps tmm2, tmm7, tmm4",
+            "tdpbf16ps tmm3, tmm7, tmm5",
+            "tileloadd tmm4, [{weights} + {line}*1 + 2048]",
+            "tdpbf16ps tmm0, tmm6, tmm4",
+            "tileloadd tmm5, [{weights} + {line}*1 + 3072]",
+            "tdpbf16ps tmm1, tmm6, tmm5",
+            "tdpbf16ps tmm2, tmm7, tmm4",
+            "tdpbf16ps tmm3, tmm7, tmm5",
+            "add {weights}, 4096",
+        )
+    }
+}
+
+/// # Safety
+/// As [`super::block`].
+pub(super) unsafe fn block(format: Format, segments: &[Segment], weights: &[Tile], sums: &mut Sums) {
+    assert!(segments.iter().all(|segment| segment.steps() > 0) && !segments.is_empty());
+    match format {
+        // SAFETY: what the caller promises.
+        Format::One => unsafe { block_of_one(segments, weights, sums) },
+        // SAFETY: what the caller promises.
+        Format::Two => unsafe { block_of_two(segments, weights, sums) },
     }
 }
 

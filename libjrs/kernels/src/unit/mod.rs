@@ -39,7 +39,7 @@ impl Tile {
 
 /// Most voxels of a tile.
 pub(crate) const ROWS: usize = 16;
-/// Tiles of voxels in a register block of [`product`].
+/// Most tiles of voxels in a register block.
 pub(crate) const TILES: usize = 4;
 
 /// Voxels of a tile where as few tiles as possible share a row evenly: the unit is faster with fewer.
@@ -47,10 +47,10 @@ pub(crate) fn even_rows(columns: usize) -> usize {
     columns.div_ceil(columns.div_ceil(ROWS))
 }
 
-/// The steps of one input, as the loop reads them, for `N` tiles of voxels.
+/// The steps of one input, as the loop reads them.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct Segment<const N: usize> {
+pub(crate) struct Segment {
     /// Byte offsets of the K steps from a tile's base, `first..last`.
     pub first: *const isize,
     pub last: *const isize,
@@ -59,48 +59,44 @@ pub(crate) struct Segment<const N: usize> {
     /// Bytes from a high term to its low one, where values have two.
     pub low: usize,
     /// First voxel of each tile.
-    pub bases: [*const u8; N],
+    pub bases: [*const u8; TILES],
 }
 
-/// Sums of a register block: `[tile][voxel][channel]`, of [`block`] `[tile][block of channels][voxel][channel]`.
+/// Sums of a register block: `[tile][16 output channels][voxel][channel]`.
 #[repr(C, align(64))]
 pub(crate) struct Sums(pub [f32; TILES * ROWS * 16]);
 
-/// Sums of products of four tiles of voxels by 16 output channels, over the steps of `segment` (there is at least one).
-///
-/// # Safety
-/// At every offset from every base there are 16 readable voxels, `stride` apart, of 64 bytes; `weights` holds a tile per step. For
-/// [`Unit::Amx`] the tiles must be configured.
-pub(crate) unsafe fn product(unit: Unit, segment: &Segment<TILES>, weights: &[Tile], sums: &mut Sums) {
-    assert_eq!(weights.len(), segment.steps(), "tiles of weights");
-    match unit {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        // SAFETY: what the caller promises.
-        Unit::Amx => unsafe { amx::product(segment, weights, sums) },
-        // SAFETY: what the caller promises.
-        _ => unsafe { emulated_product(segment, weights, sums) },
+impl Sums {
+    pub const ZERO: Self = Self([0.0; TILES * ROWS * 16]);
+}
+
+/// A register block: tiles of voxels, and how often 16 output channels. With one term a tile's weights meet as many voxels as there is
+/// room for, and those of 16 channels stay in the L1 cache; with two terms voxels and weights in registers meet more than once.
+pub(crate) fn block_shape(format: Format) -> [usize; 2] {
+    match format {
+        Format::One => [4, 1],
+        Format::Two => [2, 2],
     }
 }
 
-/// Sums of products of two tiles of voxels by 32 output channels, over all steps of `segments` (there is at least one step).
-/// In [`Format::Two`] a step is all products of voxels and weights but that of both low terms.
+/// Sums of products of a register block ([`block_shape`]) over all steps of `segments` (there is at least one step). In
+/// [`Format::Two`] a step is all products of voxels and weights but that of both low terms.
 ///
 /// # Safety
 /// At every offset from every base, and in [`Format::Two`] `low` behind it, there are 16 readable voxels, `stride` apart, of 64 bytes.
 /// For [`Unit::Amx`] the tiles must be configured.
 ///
 /// # Panics
-/// If `weights` does not hold per step, in the order of the segments, two tiles (16 channels each), in [`Format::Two`] those of the high
-/// terms and then those of the low ones.
+/// If `weights` does not hold the tiles of every step, in the order of the segments: `[term][16 output channels]`.
 pub(crate) unsafe fn block(
     unit: Unit,
     format: Format,
-    segments: &[Segment<2>],
+    segments: &[Segment],
     weights: &[Tile],
     sums: &mut Sums,
 ) {
     let steps: usize = segments.iter().map(Segment::steps).sum();
-    assert_eq!(weights.len(), 2 * format.terms() * steps, "tiles of weights");
+    assert_eq!(weights.len(), format.terms() * block_shape(format)[1] * steps, "tiles of weights");
     match unit {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         // SAFETY: what the caller promises.
@@ -110,7 +106,7 @@ pub(crate) unsafe fn block(
     }
 }
 
-impl<const N: usize> Segment<N> {
+impl Segment {
     fn steps(&self) -> usize {
         (self.last.addr() - self.first.addr()) / size_of::<isize>()
     }
@@ -126,23 +122,11 @@ impl<const N: usize> Segment<N> {
 }
 
 /// # Safety
-/// As [`product`].
-unsafe fn emulated_product(segment: &Segment<TILES>, weights: &[Tile], sums: &mut Sums) {
-    sums.0.fill(0.0);
-    // SAFETY: the caller's promise.
-    for (&offset, weights) in unsafe { segment.offsets() }.iter().zip(weights) {
-        for (base, sums) in segment.bases.iter().zip(sums.0.as_chunks_mut().0) {
-            // SAFETY: the caller's promise.
-            unsafe { add_products(base.wrapping_offset(offset), segment.stride, weights, sums) };
-        }
-    }
-}
-
-/// # Safety
 /// As [`block`].
-unsafe fn emulated_block(format: Format, segments: &[Segment<2>], weights: &[Tile], sums: &mut Sums) {
+unsafe fn emulated_block(format: Format, segments: &[Segment], weights: &[Tile], sums: &mut Sums) {
     sums.0.fill(0.0);
-    let mut weights = weights.chunks_exact(2 * format.terms());
+    let blocks = block_shape(format)[1];
+    let mut weights = weights.chunks_exact(format.terms() * blocks);
     for segment in segments {
         // SAFETY: the caller's promise.
         for (&offset, weights) in unsafe { segment.offsets() }.iter().zip(&mut weights) {
@@ -151,9 +135,12 @@ unsafe fn emulated_block(format: Format, segments: &[Segment<2>], weights: &[Til
                     continue;
                 }
                 for (i, sums) in sums.0.as_chunks_mut().0.iter_mut().enumerate() {
-                    let at = segment.bases[i / 2].wrapping_offset(offset).wrapping_add(term * segment.low);
+                    let at =
+                        segment.bases[i / blocks].wrapping_offset(offset).wrapping_add(term * segment.low);
                     // SAFETY: the caller's promise.
-                    unsafe { add_products(at, segment.stride, &weights[2 * weight_term + i % 2], sums) };
+                    unsafe {
+                        add_products(at, segment.stride, &weights[blocks * weight_term + i % blocks], sums)
+                    };
                 }
             }
         }

@@ -4,10 +4,10 @@ use rayon::prelude::*;
 
 use super::vectors;
 use super::window::{Bands, Part, Window};
-use crate::bf16::split;
+use crate::bf16::{Format, split};
 use crate::conv3d::correlate::{Correlation, Placement};
 use crate::shared::SharedMut;
-use crate::unit::{ROWS, Segment, Sums, TILES, Tile, Unit, even_rows, product, with_tiles};
+use crate::unit::{ROWS, Segment, Sums, TILES, Tile, Unit, block, even_rows, with_tiles};
 
 /// Parts of a convolution, about, whatever the number of threads.
 const TASKS: usize = 32;
@@ -77,11 +77,11 @@ impl Task<'_> {
         let first = window.row(0, 0);
         let mut segment =
             Segment { first: line.start, last: line.end, stride: 64 * stride, low: 0, bases: [first; TILES] };
-        let mut sums = Sums([0.0; TILES * ROWS * 16]);
+        let mut sums = Sums::ZERO;
         let rows = self.part.rows.len();
         let weights = self.weights.chunks_exact(offsets.len());
         for column in (0..self.conv.output[2]).step_by(even_rows(self.conv.output[2])) {
-            for (block, weights) in weights.clone().enumerate() {
+            for (channels, weights) in weights.clone().enumerate() {
                 for row in (0..rows).step_by(TILES) {
                     for t in 0..TILES {
                         // Where there are not enough rows left the last is computed again.
@@ -89,9 +89,9 @@ impl Task<'_> {
                     }
                     // SAFETY: a window holds every tap of every output of its part and of the places with which the last
                     // tile of a row is filled up. `run` has configured the tiles.
-                    unsafe { product(self.unit, &segment, weights, &mut sums) };
+                    unsafe { block(self.unit, Format::One, &[segment], weights, &mut sums) };
                     for (i, sums) in (row..rows.min(row + TILES)).zip(sums.0.as_chunks_mut().0) {
-                        self.store(sums, 16 * block, [z, self.part.rows.start + i, column]);
+                        self.store(sums, 16 * channels, [z, self.part.rows.start + i, column]);
                     }
                 }
             }
