@@ -17,8 +17,13 @@ use crate::unit::{Pairs, ROWS, Unit, outer, with_tiles};
 const TASKS: usize = 16;
 /// Bytes of left tiles that meet all taps before the next ones do: half of a 48 KB L1 cache.
 const LEFT: usize = 24 << 10;
-/// u32 values of two left tiles.
-const PAIR: usize = 2 * 256;
+/// Rows of two left tiles.
+const PAIR: usize = 2 * 16;
+
+/// A row of a left tile. The unit reads it as a cache line, so it is one.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Row([u32; 16]);
 
 /// For kernels of 3x3x3.
 pub(in crate::conv3d) fn run(unit: Unit, conv: &Conv3d, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
@@ -55,17 +60,17 @@ impl Task<'_> {
         let rows = self.part.rows.len();
         let tiles = self.conv.output()[2].div_ceil(ROWS);
         let mut window = Window::new(self.unit, self.bands, self.part.clone());
-        let mut left = vec![[0; 16]; self.conv.c_out.div_ceil(16) * rows * tiles * PAIR / 16];
+        let mut left = vec![Row([0; 16]); self.conv.c_out.div_ceil(16) * rows * tiles * PAIR];
         // From the window's first row, per output row and tile.
         let stride = self.conv.stride;
         let offset = |i: usize| stride * (i / tiles * self.bands.row_bytes() + i % tiles * ROWS * 64);
         let offsets: Vec<isize> = (0..rows * tiles).map(|i| offset(i) as isize).collect();
-        let chunk = (LEFT / (4 * PAIR) / tiles).max(1) * tiles;
+        let chunk = (LEFT / (64 * PAIR) / tiles).max(1) * tiles;
         for z in self.part.planes.clone() {
             window.advance(x, z);
             self.pack_left(dy, z, &mut left);
-            for (block, left) in left.chunks_exact(rows * tiles * PAIR / 16).enumerate() {
-                for (offsets, left) in offsets.chunks(chunk).zip(left.chunks(chunk * PAIR / 16)) {
+            for (block, left) in left.chunks_exact(rows * tiles * PAIR).enumerate() {
+                for (offsets, left) in offsets.chunks(chunk).zip(left.chunks(chunk * PAIR)) {
                     self.add(&window, z, block, left, offsets);
                 }
             }
@@ -73,11 +78,11 @@ impl Task<'_> {
     }
 
     /// Left tiles of the part's rows of plane `z`: `[block of c_out][row][tile][high, low][c_out][x]`.
-    fn pack_left(&self, dy: &[f32], z: usize, left: &mut [[u32; 16]]) {
+    fn pack_left(&self, dy: &[f32], z: usize, left: &mut [Row]) {
         let [depth, height, width] = self.conv.output();
         let tiles = width.div_ceil(ROWS);
         let rows = self.part.rows.clone();
-        for (i, pair) in left.chunks_exact_mut(PAIR / 16).enumerate() {
+        for (i, pair) in left.chunks_exact_mut(PAIR).enumerate() {
             let (block, row, x) =
                 (i / (rows.len() * tiles), rows.start + i / tiles % rows.len(), i % tiles * ROWS);
             let (high, low) = pair.split_at_mut(16);
@@ -88,15 +93,15 @@ impl Task<'_> {
                 } else {
                     &[]
                 };
-                vectors::pack_left(self.unit, values, [high, low]);
+                vectors::pack_left(self.unit, values, [&mut high.0, &mut low.0]);
             }
         }
     }
 
     /// Adds the products of some left tiles of a block of output channels with all taps of all input channels.
-    fn add(&mut self, window: &Window<'_>, z: usize, block: usize, left: &[[u32; 16]], offsets: &[isize]) {
+    fn add(&mut self, window: &Window<'_>, z: usize, block: usize, left: &[Row], offsets: &[isize]) {
         let ins = self.bands.blocks();
-        assert_eq!(left.len(), offsets.len() * PAIR / 16);
+        assert_eq!(left.len(), offsets.len() * PAIR);
         let mut tiles = [[0.0; 256]; 3];
         for (ci, plane) in (0..ins).flat_map(|ci| (0..3).map(move |plane| (ci, plane))) {
             for row in 0..3 {
