@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::convolve::{Head, Lanes, TileLanes, TileSums};
+use super::convolve::Head;
+use super::epilogue::{Lanes, TileLanes, TileSums};
 use crate::unit::ROWS;
 
 /// [`super::convolve`]'s way from sums to the next layer's voxels. Where there are 32 channels they are a cache line, which is written

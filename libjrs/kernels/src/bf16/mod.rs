@@ -36,6 +36,7 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod avx512;
 mod convolve;
+mod epilogue;
 mod filter;
 mod plane;
 
