@@ -6,7 +6,7 @@ use super::convolve::Head;
 use super::epilogue::{Lanes, TileLanes, TileSums};
 use crate::unit::ROWS;
 
-/// [`super::convolve`]'s way from sums to the next layer's voxels. Where there are 32 channels they are a cache line, which is written
+/// The way from sums to the next layer's voxels. Where there are 32 channels they are a cache line, which is written
 /// whole: a line that is written by halves may leave the cache in between.
 ///
 /// # Safety
@@ -55,7 +55,7 @@ pub(super) unsafe fn store_voxels(
     }
 }
 
-/// The head of [`super::convolve`] on a tile's voxels.
+/// The head on a tile's voxels.
 ///
 /// # Safety
 /// The processor must have AVX-512.

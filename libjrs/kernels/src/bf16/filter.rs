@@ -111,20 +111,20 @@ impl Filter {
 fn steps(taps: Taps, weights: Format) -> Vec<Step> {
     let Taps { channels, kernel: [kz, ky, kx], format } = taps;
     assert!(channels.is_multiple_of(32) && channels > 0, "{channels} input channels");
-    // Values of one term meet one term of the weights at a time.
-    let terms = match (format, weights) {
-        (Format::Two, Format::Two) => vec![0..2],
-        (Format::One, Format::Two) => vec![0..1, 1..2],
-        (Format::One, Format::One) => vec![0..1],
-        (Format::Two, Format::One) => panic!("values of two terms by weights of one"),
-    };
+    assert!(format.terms() <= weights.terms(), "values of two terms by weights of one");
     let mut steps = Vec::new();
     // Channels outermost: what the taps of 32 channels read fits the L1 cache.
     for channel in (0..channels).step_by(32) {
         for plane in 0..kz {
             for (dy, dx) in (0..ky).flat_map(|dy| (0..kx).map(move |dx| (dy, dx))) {
-                let step = |weight_terms| Step { weight_terms, plane, dy, dx, channel };
-                steps.extend(terms.iter().cloned().map(step));
+                // Values of one term meet one term of the weights at a time.
+                steps.extend((0..weights.terms()).step_by(format.terms()).map(|term| Step {
+                    weight_terms: term..term + format.terms(),
+                    plane,
+                    dy,
+                    dx,
+                    channel,
+                }));
             }
         }
     }
