@@ -63,6 +63,12 @@ impl Grid {
         std::array::from_fn(|a| (r[0][a] * d[0] + r[1][a] * d[1] + r[2][a] * d[2]) / self.spacing[a])
     }
 
+    /// The grid of some of the voxels: per axis those in a range.
+    pub fn part(&self, voxels: &[std::ops::Range<usize>; 3]) -> Self {
+        let origin = self.to_physical(std::array::from_fn(|a| voxels[a].start as f64));
+        Self { size: voxels.clone().map(|range| range.len()), origin, ..self.clone() }
+    }
+
     /// True if both grids have the same size and every corner within `tolerance_mm`.
     pub fn same_space(&self, other: &Grid, tolerance_mm: f64) -> bool {
         self.size == other.size

@@ -24,6 +24,7 @@ pub mod preprocess;
 pub mod progress;
 pub mod provenance;
 pub mod qa;
+mod reach;
 pub mod refine;
 pub mod register;
 pub mod resample;

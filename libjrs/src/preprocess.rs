@@ -1,5 +1,7 @@
 //! What is done to every CT before the network sees it: the torso mask and the intensity scale.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::volume::Volume;
@@ -48,6 +50,24 @@ pub fn torso_mask(image: &Volume<f32>) -> Result<Volume<u8>> {
         ));
     }
     Ok(Volume { grid: image.grid.clone(), data: torso })
+}
+
+/// The smallest box that holds every voxel above -250 HU, and so the torso with its holes; the whole image if there is none.
+pub(crate) fn patient_box(image: &Volume<f32>) -> [Range<usize>; 3] {
+    let [nx, ny, nz] = image.grid.size;
+    let nothing = || [[usize::MAX, 0]; 3];
+    let join = |a: [[usize; 2]; 3], b: [[usize; 2]; 3]| {
+        std::array::from_fn(|i| [a[i][0].min(b[i][0]), a[i][1].max(b[i][1])])
+    };
+    let of_row = |(row, values): (usize, &[f32])| {
+        let first = values.iter().position(|&hu| hu > BODY_HU)?;
+        let last = values.iter().rposition(|&hu| hu > BODY_HU)?;
+        let [y, z] = [row % ny, row / ny];
+        Some([[first, last + 1], [y, y + 1], [z, z + 1]])
+    };
+    let ends = image.data.par_chunks(nx).enumerate().filter_map(of_row).reduce(nothing, join);
+    let whole = [nx, ny, nz];
+    std::array::from_fn(|a| if ends[0][1] == 0 { 0..whole[a] } else { ends[a][0]..ends[a][1] })
 }
 
 /// The two index axes that span axial slices: all but the one that runs closest to superior.

@@ -4,10 +4,12 @@
 //! alone) finds u there, and u is turned into LPS, brought onto the fixed scan's own grid and joined with the
 //! prealignment: T(x) = affine(x + u(x)).
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::align::{AlignOptions, align};
-use crate::engine::{Compute, Engine, infer};
+use crate::engine::{Compute, Engine, infer_within};
 use crate::field::{
     InverseConsistency, compose_with_affine, field_on, inverse_consistency, resample_field, sample_clamped,
     warp_image,
@@ -15,6 +17,7 @@ use crate::field::{
 use crate::geometry::mat_vec;
 use crate::model::{Model, Preprocessing};
 use crate::progress::{Progress, Stopwatch};
+use crate::reach::{needed, reached};
 use crate::refine::{LevelReport, RefineOptions, refine};
 use crate::resample::{gaussian_smooth, working_grid};
 use crate::working::working_pair;
@@ -76,8 +79,8 @@ pub struct Registration {
     pub network_field: DisplacementField,
     /// moving(T(x)) on the fixed scan's grid, HU; where T(x) leaves the moving scan, its minimum.
     pub warped: Volume<f32>,
-    /// With [`RegisterOptions::both_directions`]: the total displacement from moving to fixed points, on the moving
-    /// scan's grid, LPS mm.
+    /// With [`RegisterOptions::both_directions`]: the total displacement from moving to fixed points, LPS mm, on the part of the moving
+    /// scan's grid that the patient of the fixed scan reaches; with refinement on all of it.
     pub backward: Option<DisplacementField>,
     /// What refinement did in the forward direction, per resolution.
     pub refinement: Vec<LevelReport>,
@@ -101,8 +104,8 @@ pub struct Forward {
 }
 
 impl Registration {
-    /// How far fixed -> moving -> fixed misses, over the voxels of the fixed grid where `mask` is not 0; `None` without
-    /// [`RegisterOptions::both_directions`] or if nothing can be compared.
+    /// How far fixed -> moving -> fixed misses, over the voxels of the fixed grid where `mask` is not 0 (air around the patient is left
+    /// out where `backward` is not known); `None` without [`RegisterOptions::both_directions`] or if nothing can be compared.
     ///
     /// # Errors
     /// If the mask is not on the fixed grid.
@@ -210,34 +213,37 @@ fn pipeline<T: Send>(
     clock.lap("resample");
 
     let mut refinement = Vec::new();
-    let mut solve = |clock: &mut Stopwatch, from: usize, to: usize| -> Result<DisplacementField> {
-        let mut field = None;
-        if let Some(engine) = engine {
-            let (f, m) = (&seen.images[from], &seen.images[to]);
-            let u = infer(engine, f, m, seen.grid.size, options.max_bytes, progress)?;
-            field = Some(into_lps(u, &seen.grid));
-            clock.lap("network");
-        }
-        if let Some(fine) = &fine {
-            let limits = RefineOptions {
-                max_bytes: options.refine.max_bytes.min(options.max_bytes),
-                ..options.refine.clone()
-            };
-            let start = field.map(|field| {
-                let smooth = smoothed(field, options.refine.control_mm);
-                along_axes(resample_field(&smooth, &fine.grid).into_owned())
-            });
-            let (f, m) = (&fine.images[from], &fine.images[to]);
-            let refined = refine(f, m, fine.grid.size, options.spacing_mm, start, &limits, progress)?;
-            if refinement.is_empty() {
-                refinement = refined.levels;
+    type Voxels = [Range<usize>; 3];
+    let mut solve =
+        |clock: &mut Stopwatch, from: usize, to: usize, wanted: &Voxels| -> Result<DisplacementField> {
+            let mut field = None;
+            if let Some(engine) = engine {
+                let (f, m) = (&seen.images[from], &seen.images[to]);
+                let u = infer_within(engine, f, m, seen.grid.size, wanted, options.max_bytes, progress)?;
+                field = Some(into_lps(u, &seen.grid.part(wanted)));
+                clock.lap("network");
             }
-            field = Some(into_lps(refined.u, &fine.grid));
-            clock.lap("refine");
-        }
-        Ok(field.expect("there is an engine or a refinement, checked above"))
-    };
-    let network_field = solve(&mut clock, 0, 1)?;
+            if let Some(fine) = &fine {
+                let limits = RefineOptions {
+                    max_bytes: options.refine.max_bytes.min(options.max_bytes),
+                    ..options.refine.clone()
+                };
+                let start = field.map(|field| {
+                    let smooth = smoothed(field, options.refine.control_mm);
+                    along_axes(resample_field(&smooth, &fine.grid).into_owned())
+                });
+                let (f, m) = (&fine.images[from], &fine.images[to]);
+                let refined = refine(f, m, fine.grid.size, options.spacing_mm, start, &limits, progress)?;
+                if refinement.is_empty() {
+                    refinement = refined.levels;
+                }
+                field = Some(into_lps(refined.u, &fine.grid));
+                clock.lap("refine");
+            }
+            Ok(field.expect("there is an engine or a refinement, checked above"))
+        };
+    let whole = seen.grid.size.map(|n| 0..n);
+    let network_field = solve(&mut clock, 0, 1, &whole)?;
     progress.step("output", 0, 1)?;
     let field = compose_with_affine(&resample_field(&network_field, &fixed.grid), &affine);
     let warped = warp_image(moving, &field, None, moving.range()[0]);
@@ -253,8 +259,18 @@ fn pipeline<T: Send>(
         let telling = thread.spawn_scoped(scope, || meanwhile(&forward)).map_err(|e| {
             Error::input(format!("no thread can be started: {e}"), "let this process have more threads")
         })?;
-        let backward = options.both_directions.then(|| solve(&mut clock, 1, 0)).transpose();
-        let backward = backward.map(|v| v.map(|v| after_affine(&v, &inverse_affine, &moving.grid)));
+        let backward = options.both_directions.then(|| {
+            // Refinement looks at whole images: what it finds in a part depends on the rest.
+            let (there, wanted) = if fine.is_some() {
+                (moving.grid.clone(), whole)
+            } else {
+                let there = moving.grid.part(&reached(fixed, &forward.field, &moving.grid));
+                let wanted = needed(&there, &inverse_affine, &seen.grid);
+                (there, wanted)
+            };
+            solve(&mut clock, 1, 0, &wanted).map(|v| after_affine(&v, &inverse_affine, &there))
+        });
+        let backward = backward.transpose();
         clock.lap("output");
         let told = telling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         clock.lap("rest of writing");
@@ -463,6 +479,43 @@ mod tests {
                 && result.backward.unwrap().grid == moving.grid
         );
         assert!(result.warnings.is_empty(), "{:?}", result.warnings);
+    }
+
+    /// What the backward direction leaves out is air, and what it does not is what registering the other way round finds.
+    #[test]
+    fn backward_is_the_other_way_round_where_the_patient_goes() {
+        let grid = Grid::axis_aligned([26, 24, 22], [3.0; 3], [-37.5, -34.5, -31.5]);
+        let (fixed, moving) = (scan(grid.clone(), bump), scan(grid.clone(), |p| p));
+        let mut model = Model::new(GeneratorWeights::random(1), Provenance::default());
+        model.manifest.preprocessing.spacing_mm = 3.0;
+        let head = model.generator.layers.last_mut().unwrap();
+        head.weight.iter_mut().for_each(|w| *w *= 10_000.0);
+        let run = |fixed: &Volume<f32>, moving: &Volume<f32>, both_directions: bool| {
+            let prealign = Prealign::Given(Affine::IDENTITY);
+            let options = RegisterOptions { prealign, both_directions, ..Default::default() };
+            register(Some(&model), fixed, moving, &options, Progress::SILENT).unwrap()
+        };
+        let (result, swapped) = (run(&fixed, &moving, true), run(&moving, &fixed, false).field);
+        let backward = result.backward.as_ref().unwrap();
+        assert!(backward.grid.len() < grid.len() / 2, "{:?}", backward.grid.size);
+        let first = grid.to_index(backward.grid.origin).map(|n| n.round() as usize);
+        let [nx, ny, _] = backward.grid.size;
+        let mut most = 0.0f32;
+        for i in 0..backward.grid.len() {
+            let [x, y, z] = [i % nx, i / nx % ny, i / nx / ny];
+            let there = swapped.at(grid.index(first[0] + x, first[1] + y, first[2] + z));
+            for (found, expected) in backward.at(i).into_iter().zip(there) {
+                assert!((found - expected).abs() < 1e-3, "{found} and {expected} mm at voxel {i}");
+                most = most.max(expected.abs());
+            }
+        }
+        assert!(most > 3.0, "the comparison needs displacements of some mm, not {most}");
+        // Every voxel of the patient is judged, with the figure that the whole field gives.
+        let torso = crate::preprocess::torso_mask(&fixed).unwrap();
+        let judged = result.inverse_consistency(Some(&torso)).unwrap().unwrap();
+        let by_whole = inverse_consistency(&result.field, &swapped, Some(&torso)).unwrap().unwrap();
+        assert_eq!((judged.voxels, judged.left_out), (by_whole.voxels, by_whole.left_out));
+        assert!((judged.mean_mm - by_whole.mean_mm).abs() < 1e-3, "{judged:?} and {by_whole:?}");
     }
 
     #[test]

@@ -240,7 +240,7 @@ fn judge(args: &Args, dataset: &Dataset, pair: &Pair, model: &Model) -> anyhow::
             jacobian_std: folding.as_ref().map(|j| j.std),
             jacobian_min: folding.as_ref().map(|j| j.min),
             folding_percent: folding.as_ref().map(|j| 100.0 * j.folded),
-            inverse_consistency_mm: result.inverse_consistency(None)?.map(|i| i.mean_mm),
+            inverse_consistency_mm: result.inverse_consistency(Some(&body))?.map(|i| i.mean_mm),
             seconds: Some(seconds),
             ..case(&propagated, &result.field)?
         });

@@ -73,8 +73,25 @@ pub fn infer(
     max_bytes: usize,
     progress: Progress,
 ) -> Result<[Vec<f32>; 3]> {
-    let plan = Plan::new(size, max_bytes, |input| engine.bytes(input))?;
-    let voxels = size.iter().product();
+    infer_within(engine, fixed, moving, size, &size.map(|n| 0..n), max_bytes, progress)
+}
+
+/// [`infer`] for a box of the volume alone, at the cost of the box: per axis x, y, z the `wanted` voxels, from a multiple of 4 on. The
+/// result has the size of the box and [`infer`]'s values.
+///
+/// # Errors
+/// As [`infer`]; [`crate::Error::Input`] if the box is not one of the volume.
+pub fn infer_within(
+    engine: &dyn Engine,
+    fixed: &[f32],
+    moving: &[f32],
+    size: [usize; 3],
+    wanted: &[Range<usize>; 3],
+    max_bytes: usize,
+    progress: Progress,
+) -> Result<[Vec<f32>; 3]> {
+    let plan = Plan::within(size, wanted, max_bytes, |input| engine.bytes(input))?;
+    let voxels = wanted.iter().map(Range::len).product();
     let mut u: [Vec<f32>; 3] = std::array::from_fn(|_| vec![0.0; voxels]);
     let mut tile_u: [Vec<f32>; 3] = Default::default();
     let floors = [minimum(fixed), minimum(moving)];
@@ -84,7 +101,7 @@ pub fn infer(
         let tile_moving = cut(moving, size, tile, floors[1]);
         engine.displacement(&tile_fixed, &tile_moving, tile.input_size(), &mut tile_u)?;
         for (whole, part) in u.iter_mut().zip(&tile_u) {
-            paste(part, tile, whole, size);
+            paste(part, tile, whole, wanted);
         }
         progress.step("network", done + 1, plan.tiles.len())?;
     }
@@ -158,15 +175,17 @@ fn cut(image: &[f32], size: [usize; 3], tile: &Tile, floor: f32) -> Vec<f32> {
     out
 }
 
-/// Puts the kept part of a tile's output in its place.
-fn paste(part: &[f32], tile: &Tile, whole: &mut [f32], size: [usize; 3]) {
+/// Puts the kept part of a tile's output in its place among the `wanted` voxels.
+fn paste(part: &[f32], tile: &Tile, whole: &mut [f32], wanted: &[Range<usize>; 3]) {
     let [nx, ny, _] = tile.output_size();
-    let [xs, ys, zs] = tile.keep.clone();
+    let [width, height] = [wanted[0].len(), wanted[1].len()];
+    let [xs, ys, zs] =
+        std::array::from_fn(|a| tile.keep[a].start - wanted[a].start..tile.keep[a].end - wanted[a].start);
     let [sx, sy, sz] = tile.skip;
     for (k, z) in zs.enumerate() {
         for (j, y) in ys.clone().enumerate() {
             let from = sx + nx * (j + sy + ny * (k + sz));
-            let to = xs.start + size[0] * (y + size[1] * z);
+            let to = xs.start + width * (y + height * z);
             whole[to..to + xs.len()].copy_from_slice(&part[from..from + xs.len()]);
         }
     }
@@ -199,6 +218,30 @@ mod tests {
             let tiled = infer(&engine, &fixed, &moving, size, limit, Progress::SILENT).unwrap();
             for (w, t) in whole.iter().flatten().zip(tiled.iter().flatten()) {
                 assert!((w - t).abs() < 1e-4, "{w} and {t} mm");
+            }
+        }
+    }
+
+    #[test]
+    fn a_box_has_the_values_of_the_whole_volume() {
+        let size = [26, 18, 21];
+        let [fixed, moving] = images(size);
+        let engine = CpuEngine::new(&cpu::reference_weights());
+        let whole = infer(&engine, &fixed, &moving, size, usize::MAX, Progress::SILENT).unwrap();
+        for wanted in [[4..13, 8..18, 0..21], [0..26, 12..13, 4..20]] {
+            for limit in [usize::MAX, engine.bytes([52, 52, 52])] {
+                let part =
+                    infer_within(&engine, &fixed, &moving, size, &wanted, limit, Progress::SILENT).unwrap();
+                let [width, height, _] = wanted.clone().map(|range| range.len());
+                for (whole, part) in whole.iter().zip(&part) {
+                    assert_eq!(part.len(), wanted.iter().map(Range::len).product::<usize>());
+                    for (i, p) in part.iter().enumerate() {
+                        let at = [i % width, i / width % height, i / width / height];
+                        let [x, y, z] = std::array::from_fn(|a| wanted[a].start + at[a]);
+                        let w = whole[x + size[0] * (y + size[1] * z)];
+                        assert!((w - p).abs() < 1e-4, "{w} and {p} mm at {x}, {y}, {z} of {wanted:?}");
+                    }
+                }
             }
         }
     }

@@ -53,13 +53,30 @@ impl Plan {
     /// # Errors
     /// [`Error::Input`] if an axis is empty, [`Error::Memory`] if even the smallest tile does not fit.
     pub fn new(size: [usize; 3], max_bytes: usize, bytes: impl Fn([usize; 3]) -> usize) -> Result<Self> {
-        if size.contains(&0) {
+        Self::within(size, &size.map(|n| 0..n), max_bytes, bytes)
+    }
+
+    /// [`Plan::new`] where only the voxels of a box are `wanted`: per axis x, y, z a range that starts at a multiple of
+    /// [`INPUT_MULTIPLE`].
+    ///
+    /// # Errors
+    /// As [`Plan::new`], and [`Error::Input`] if the box is not one of the volume.
+    pub fn within(
+        size: [usize; 3],
+        wanted: &[Range<usize>; 3],
+        max_bytes: usize,
+        bytes: impl Fn([usize; 3]) -> usize,
+    ) -> Result<Self> {
+        let fits = |n: usize, r: &Range<usize>| {
+            !r.is_empty() && r.end <= n && r.start.is_multiple_of(INPUT_MULTIPLE)
+        };
+        if !size.iter().zip(wanted).all(|(&n, range)| fits(n, range)) {
             return Err(Error::input(
-                format!("a volume of {size:?} voxels is empty"),
-                "give a volume with voxels",
+                format!("voxels {wanted:?} of a volume of {size:?} voxels"),
+                format!("ask for voxels inside the volume, from multiples of {INPUT_MULTIPLE} on"),
             ));
         }
-        let splits = size.map(axis_splits);
+        let splits = std::array::from_fn(|a| axis_splits(size[a], &wanted[a]));
         let mut best: Option<(Way, usize)> = None;
         let mut least = usize::MAX;
         for way in ways(&splits) {
@@ -99,7 +116,7 @@ impl Plan {
     /// The least `max_bytes` with which [`new`](Self::new) finds a plan for a volume that is not empty. What a run needs does not
     /// always grow with its input, so every way to cut is asked.
     pub fn least_bytes(size: [usize; 3], bytes: impl Fn([usize; 3]) -> usize) -> usize {
-        let splits = size.map(axis_splits);
+        let splits = size.map(|n| axis_splits(n, &(0..n)));
         ways(&splits).map(|way| bytes(way.map(|split| split.largest))).min().unwrap_or(0)
     }
 }
@@ -131,24 +148,25 @@ struct AxisTile {
     skip: usize,
 }
 
-/// All ways to cut an axis, from one piece to pieces of 4 voxels.
-fn axis_splits(n: usize) -> Vec<AxisSplit> {
-    let output = padded(n) - 2 * MARGIN;
+/// All ways to cut the `wanted` voxels of an axis of `n`, from one piece to pieces of 4 voxels.
+fn axis_splits(n: usize, wanted: &Range<usize>) -> Vec<AxisSplit> {
+    let Range { start: first, end } = *wanted;
+    let output = if end == n { padded(n) - 2 * MARGIN } else { end.next_multiple_of(INPUT_MULTIPLE) };
     let mut splits: Vec<AxisSplit> = Vec::new();
     let mut last_step = 0;
-    for pieces in 1..=output / INPUT_MULTIPLE {
-        let step = output.div_ceil(pieces).next_multiple_of(INPUT_MULTIPLE);
+    for pieces in 1..=(output - first) / INPUT_MULTIPLE {
+        let step = (output - first).div_ceil(pieces).next_multiple_of(INPUT_MULTIPLE);
         if step == last_step {
             continue;
         }
         last_step = step;
-        let tiles: Vec<AxisTile> = (0..output)
+        let tiles: Vec<AxisTile> = (first..output)
             .step_by(step)
             .map(|start| {
                 let skip = if start == 0 { 0 } else { SEAM };
-                let end = (start + step).min(output);
-                // start < n: rounding adds fewer voxels than the multiple that starts are of.
-                AxisTile { input: start - skip..end + 2 * MARGIN, keep: start..end.min(n), skip }
+                let last = (start + step).min(output);
+                // start < end: rounding adds fewer voxels than the multiple that starts are of.
+                AxisTile { input: start - skip..last + 2 * MARGIN, keep: start..last.min(end), skip }
             })
             .collect();
         let lengths = || tiles.iter().map(|t| t.input.len());
@@ -182,6 +200,9 @@ mod tests {
         let said = Plan::new([64, 64, 64], 1000, four_bytes).unwrap_err().to_string();
         assert!(said.contains(&(48usize.pow(3) * 4).to_string()), "{said}");
         assert!(Plan::new([64, 0, 64], usize::MAX, four_bytes).is_err());
+        for wrong in [2..8, 8..8, 60..65] {
+            assert!(Plan::within([64; 3], &[0..64, wrong, 0..64], usize::MAX, four_bytes).is_err());
+        }
     }
 
     #[test]
@@ -199,9 +220,14 @@ mod tests {
         #[test]
         fn tiles_cover_every_voxel_once_and_keep_the_rules(
             size in prop::array::uniform3(1usize..90),
+            part in prop::array::uniform3((0.0..1.0, 0.0..1.0)),
             limit in 48usize.pow(3) * 4..120usize.pow(3) * 4,
         ) {
-            let plan = Plan::new(size, limit, four_bytes).unwrap();
+            let wanted: [Range<usize>; 3] = std::array::from_fn(|a| {
+                let start = (part[a].0 * size[a] as f64) as usize / INPUT_MULTIPLE * INPUT_MULTIPLE;
+                start..start + 1 + (part[a].1 * (size[a] - start) as f64) as usize
+            });
+            let plan = Plan::within(size, &wanted, limit, four_bytes).unwrap();
             let mut seen = vec![0u8; size.iter().product()];
             for tile in &plan.tiles {
                 prop_assert!(four_bytes(tile.input_size()) <= limit);
@@ -224,7 +250,11 @@ mod tests {
                     }
                 }
             }
-            prop_assert!(seen.iter().all(|&n| n == 1));
+            for (i, &times) in seen.iter().enumerate() {
+                let at = [i % size[0], i / size[0] % size[1], i / size[0] / size[1]];
+                let inside = (0..3).all(|a| wanted[a].contains(&at[a]));
+                prop_assert_eq!(times, u8::from(inside));
+            }
         }
     }
 }

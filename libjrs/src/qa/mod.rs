@@ -42,7 +42,7 @@ pub struct QaInput<'a> {
     pub affine: Option<&'a Affine>,
     /// [`compose_with_affine`] of the two, where it is at hand; made where it is needed and not given.
     pub total: Option<&'a DisplacementField>,
-    /// The **total** field from moving to fixed, on the moving grid, for inverse consistency.
+    /// The **total** field from moving to fixed, on the moving grid or a part of it, for inverse consistency.
     pub backward: Option<&'a DisplacementField>,
     /// The patient (not 0) on the fixed grid; without it every voxel counts as body.
     pub body: Option<&'a Volume<u8>>,
@@ -268,9 +268,6 @@ fn check(input: &QaInput) -> Result<()> {
     }
     if let Some(labels) = input.moving_labels {
         same("the moving label map", labels.grid.size, "moving", moving)?;
-    }
-    if let Some(backward) = input.backward {
-        same("the backward field", backward.grid.size, "moving", moving)?;
     }
     if let Some(total) = input.total {
         same("the total field", total.grid.size, "fixed", fixed)?;
