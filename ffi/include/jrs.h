@@ -309,7 +309,7 @@ typedef struct jrs_register_input {
     const struct jrs_qa_limits *limits;
     // JRS_PREALIGN_*.
     uint32_t prealign_mode;
-    // 1 (default): also registers moving to fixed, for the inverse-consistency error; takes twice the time.
+    // 1 (default): also registers moving to fixed, for the inverse-consistency error, where the patient is; takes up to twice the time.
     uint32_t both_directions;
     // Gradient steps of refinement after the network (or without a model, instead of it); 0 for none.
     uint32_t refine_steps;

@@ -59,7 +59,7 @@ pub struct jrs_register_input {
     pub limits: *const jrs_qa_limits,
     /// JRS_PREALIGN_*.
     pub prealign_mode: u32,
-    /// 1 (default): also registers moving to fixed, for the inverse-consistency error; takes twice the time.
+    /// 1 (default): also registers moving to fixed, for the inverse-consistency error, where the patient is; takes up to twice the time.
     pub both_directions: u32,
     /// Gradient steps of refinement after the network (or without a model, instead of it); 0 for none.
     pub refine_steps: u32,

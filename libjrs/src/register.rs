@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::align::{AlignOptions, align};
-use crate::engine::{Compute, Engine, infer_within};
+use crate::engine::{Compute, Engine, Plan, infer_within};
 use crate::field::{
     InverseConsistency, compose_with_affine, field_on, inverse_consistency, resample_field, sample_clamped,
     warp_image,
@@ -35,7 +35,8 @@ pub struct RegisterOptions {
     pub max_bytes: usize,
     /// Gradient steps of test-time refinement; 0 = the network alone.
     pub refine: RefineOptions,
-    /// Also register moving to fixed, for the inverse-consistency error. Takes twice the time.
+    /// Also register moving to fixed, for the inverse-consistency error, where the patient is. Takes up to twice the time, and no more
+    /// memory than the forward direction's network.
     pub both_directions: bool,
     /// Number of threads; `None` = the current rayon pool.
     pub threads: Option<usize>,
@@ -214,12 +215,13 @@ fn pipeline<T: Send>(
 
     let mut refinement = Vec::new();
     type Voxels = [Range<usize>; 3];
+    // u from one image to the other: of the network where it is wanted, of refinement everywhere.
     let mut solve =
-        |clock: &mut Stopwatch, from: usize, to: usize, wanted: &Voxels| -> Result<DisplacementField> {
+        |clock: &mut Stopwatch, [from, to]: [usize; 2], wanted: &Voxels, max_bytes: usize| -> Result<_> {
             let mut field = None;
             if let Some(engine) = engine {
                 let (f, m) = (&seen.images[from], &seen.images[to]);
-                let u = infer_within(engine, f, m, seen.grid.size, wanted, options.max_bytes, progress)?;
+                let u = infer_within(engine, f, m, seen.grid.size, wanted, max_bytes, progress)?;
                 field = Some(into_lps(u, &seen.grid.part(wanted)));
                 clock.lap("network");
             }
@@ -243,7 +245,7 @@ fn pipeline<T: Send>(
             Ok(field.expect("there is an engine or a refinement, checked above"))
         };
     let whole = seen.grid.size.map(|n| 0..n);
-    let network_field = solve(&mut clock, 0, 1, &whole)?;
+    let network_field = solve(&mut clock, [0, 1], &whole, options.max_bytes)?;
     progress.step("output", 0, 1)?;
     let field = compose_with_affine(&resample_field(&network_field, &fixed.grid), &affine);
     let warped = warp_image(moving, &field, None, moving.range()[0]);
@@ -260,15 +262,16 @@ fn pipeline<T: Send>(
             Error::input(format!("no thread can be started: {e}"), "let this process have more threads")
         })?;
         let backward = options.both_directions.then(|| {
+            let there = moving.grid.part(&reached(fixed, &forward.field, &moving.grid));
+            let part = needed(&there, &inverse_affine, &seen.grid);
             // Refinement looks at whole images: what it finds in a part depends on the rest.
-            let (there, wanted) = if fine.is_some() {
-                (moving.grid.clone(), whole)
-            } else {
-                let there = moving.grid.part(&reached(fixed, &forward.field, &moving.grid));
-                let wanted = needed(&there, &inverse_affine, &seen.grid);
-                (there, wanted)
+            let alone = engine.filter(|_| fine.is_none());
+            let bytes = alone.and_then(|engine| bytes_for_part(engine, &seen.grid, &part, options.max_bytes));
+            let (there, v) = match bytes {
+                Some(bytes) => (there, solve(&mut clock, [1, 0], &part, bytes)?),
+                None => (moving.grid.clone(), solve(&mut clock, [1, 0], &whole, options.max_bytes)?),
             };
-            solve(&mut clock, 1, 0, &wanted).map(|v| after_affine(&v, &inverse_affine, &there))
+            Ok(after_affine(&v, &inverse_affine, &there))
         });
         let backward = backward.transpose();
         clock.lap("output");
@@ -280,6 +283,19 @@ fn pipeline<T: Send>(
     let Forward { affine, field, network_field, warped } = forward;
     let timings = clock.laps().to_vec();
     Ok((Registration { affine, field, network_field, warped, backward, refinement, timings, warnings }, told))
+}
+
+/// The network's memory on all of a grid, if a part of it needs no more: small tiles can need more than large ones, and the whole is what
+/// [`crate::estimate`] knows.
+fn bytes_for_part(
+    engine: &dyn Engine,
+    grid: &Grid,
+    part: &[Range<usize>; 3],
+    max_bytes: usize,
+) -> Option<usize> {
+    let bytes = |input: [usize; 3]| engine.bytes(input);
+    let most = Plan::new(grid.size, max_bytes, bytes).ok()?.most_bytes(bytes);
+    Plan::within(grid.size, part, most, bytes).ok().map(|_| most)
 }
 
 /// The two scans and how they lie to each other.

@@ -113,6 +113,11 @@ impl Plan {
         Ok(Self { size, padded: size.map(padded), tiles })
     }
 
+    /// The largest of what `bytes` tells of the tiles.
+    pub fn most_bytes(&self, bytes: impl Fn([usize; 3]) -> usize) -> usize {
+        self.tiles.iter().map(|tile| bytes(tile.input_size())).max().unwrap_or(0)
+    }
+
     /// The least `max_bytes` with which [`new`](Self::new) finds a plan for a volume that is not empty. What a run needs does not
     /// always grow with its input, so every way to cut is asked.
     pub fn least_bytes(size: [usize; 3], bytes: impl Fn([usize; 3]) -> usize) -> usize {
