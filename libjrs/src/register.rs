@@ -262,16 +262,16 @@ fn pipeline<T: Send>(
             Error::input(format!("no thread can be started: {e}"), "let this process have more threads")
         })?;
         let backward = options.both_directions.then(|| {
-            let there = moving.grid.part(&reached(fixed, &forward.field, &moving.grid));
-            let part = needed(&there, &inverse_affine, &seen.grid);
-            // Refinement looks at whole images: what it finds in a part depends on the rest.
-            let alone = engine.filter(|_| fine.is_none());
-            let bytes = alone.and_then(|engine| bytes_for_part(engine, &seen.grid, &part, options.max_bytes));
-            let (there, v) = match bytes {
-                Some(bytes) => (there, solve(&mut clock, [1, 0], &part, bytes)?),
-                None => (moving.grid.clone(), solve(&mut clock, [1, 0], &whole, options.max_bytes)?),
+            let of_patient = |engine| {
+                let there = moving.grid.part(&reached(fixed, &forward.field, &moving.grid));
+                let part = needed(&there, &inverse_affine, &seen.grid);
+                let bytes = bytes_for_part(engine, &seen.grid, &part, options.max_bytes)?;
+                Some((there, part, bytes))
             };
-            Ok(after_affine(&v, &inverse_affine, &there))
+            // Refinement looks at whole images: what it finds in a part depends on the rest.
+            let found = engine.filter(|_| fine.is_none()).and_then(of_patient);
+            let (there, part, bytes) = found.unwrap_or((moving.grid.clone(), whole, options.max_bytes));
+            Ok(after_affine(&solve(&mut clock, [1, 0], &part, bytes)?, &inverse_affine, &there))
         });
         let backward = backward.transpose();
         clock.lap("output");

@@ -67,6 +67,12 @@ impl Plan {
         max_bytes: usize,
         bytes: impl Fn([usize; 3]) -> usize,
     ) -> Result<Self> {
+        if size.contains(&0) {
+            return Err(Error::input(
+                format!("a volume of {size:?} voxels is empty"),
+                "give a volume with voxels",
+            ));
+        }
         let fits = |n: usize, r: &Range<usize>| {
             !r.is_empty() && r.end <= n && r.start.is_multiple_of(INPUT_MULTIPLE)
         };

@@ -111,7 +111,7 @@ pub fn estimate(
         found.tiles = plan.tiles.len();
         found.work.network =
             directions as f64 * plan.tiles.iter().map(|t| flops(t.input_size())).sum::<f64>();
-        found.tile_bytes = engine.bytes(largest);
+        found.tile_bytes = plan.most_bytes(|input| engine.bytes(input));
         let inputs = 2 * SCALAR * largest.iter().product::<usize>();
         let with_network = (voxels.during_network() + inputs).max(voxels.during_output());
         let on_host = if engine.has_own_memory() {

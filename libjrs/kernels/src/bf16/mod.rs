@@ -27,7 +27,7 @@
 //! its outputs are computed as lattices ([`Job::lattices`]), each with weights of its own.
 //!
 //! **Nearly the accuracy of f32 from products of bf16** ([`Format::Two`]): a value is the sum of two bf16, high and low, which have 16 bits together.
-//! Of the four products of two such values `high * high + high * low + low * high` are added up, which are three K steps instead of
+//! Of the four products of two such values `high * high + high * low + low * high` are added up, which are three products instead of
 //! one; the fourth is below the last bit. (Henry, Tang, Heinecke, *Leveraging the bfloat16 artificial intelligence datatype for
 //! higher-precision computations*, ARITH 2019.)
 //!
