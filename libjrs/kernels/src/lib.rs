@@ -16,7 +16,9 @@
 //! All slices are checked against the shapes on entry; a wrong length is a bug of the caller and panics.
 //! This crate, its sister for GPUs (`jrs-cube`), NCCL (`jrs-nccl`) and the C ABI are the only places of the project with `unsafe`.
 
+pub mod activation;
 pub mod bf16;
+pub mod blocked;
 pub mod conv3d;
 pub mod exact_sum;
 pub mod leaky_norm;
@@ -27,6 +29,15 @@ mod simd;
 mod unit;
 pub mod upsample_concat;
 pub mod warp;
+mod winograd;
+
+/// Values of f32 in a cache line.
+const LINE: usize = 16;
+
+/// f32 values up to the next cache line.
+fn to_line(start: *const f32) -> usize {
+    (start.addr().wrapping_neg() / size_of::<f32>()) % LINE
+}
 
 pub use conv3d::{Conv3d, Epilogue};
 pub use simd::Isa;

@@ -1,22 +1,27 @@
-//! The generator on the CPU: the layer table run with the kernels of `jrs_kernels`, BatchNorm folded.
+//! The generator on the CPU's vectors, in f32.
+
+use jrs_kernels::Isa;
+use jrs_kernels::activation::Head;
+use jrs_kernels::blocked::{Convolution, Output, Plane, Source, View};
+use jrs_kernels::pool::Pool;
 
 use super::folded::FoldedLayer;
-use super::stream::Stream;
+use super::stream::{Blocks, Content, Results, Stream};
 use super::{Buffers, Engine, check_input};
 use crate::Result;
 use crate::model::GeneratorWeights;
-use crate::network::MARGIN;
+use crate::network::{GENERATOR, JOINS, Layer, MARGIN};
 
 /// Runs on the current rayon pool; the same bits for any number of threads.
 pub struct CpuEngine {
-    layers: Vec<FoldedLayer>,
+    network: Network,
     buffers: Buffers,
 }
 
 impl CpuEngine {
     /// Prepares the weights.
     pub fn new(weights: &GeneratorWeights) -> Self {
-        Self { layers: weights.layers.iter().map(FoldedLayer::new).collect(), buffers: Buffers::default() }
+        Self { network: Network::new(Isa::best(), weights), buffers: Buffers::default() }
     }
 }
 
@@ -33,14 +38,99 @@ impl Engine for CpuEngine {
         out: &mut [Vec<f32>; 3],
     ) -> Result<()> {
         check_input(fixed, moving, size)?;
-        Stream::run(&self.layers, self.buffers.of(size), [fixed, moving], size, out);
+        Stream::run(&self.network, self.buffers.of(size), [fixed, moving], size, out);
         Ok(())
     }
 
     fn bytes(&self, size: [usize; 3]) -> usize {
         let output: usize = size.iter().map(|n| n - 2 * MARGIN).product();
-        let weights: usize = self.layers.iter().map(|layer| layer.weight.len()).sum();
-        size_of::<f32>() * weights + Stream::bytes(size) + 3 * size_of::<f32>() * output
+        let scratch = rayon::current_num_threads() * self.network.scratch_len;
+        self.network.bytes() + Stream::bytes(&self.network, size) + size_of::<f32>() * (scratch + 3 * output)
+    }
+}
+
+/// All blocks, and the head.
+struct Network {
+    isa: Isa,
+    blocks: Vec<Convolution>,
+    head: Head,
+    /// Values that a thread works in, whatever the block.
+    scratch_len: usize,
+}
+
+impl Network {
+    fn new(isa: Isa, weights: &GeneratorWeights) -> Self {
+        let mut folded: Vec<FoldedLayer> = weights.layers.iter().map(FoldedLayer::new).collect();
+        let head = folded.pop().expect("the generator ends in a head").head();
+        let blocks: Vec<Convolution> = GENERATOR.iter().zip(&folded).map(block).collect();
+        let scratch_len = blocks.iter().map(Convolution::scratch_len).max().expect("there are blocks");
+        Self { isa, blocks, head, scratch_len }
+    }
+
+    /// Of the prepared weights.
+    fn bytes(&self) -> usize {
+        self.blocks.iter().map(Convolution::bytes).sum()
+    }
+}
+
+/// A block's convolution, which reads upsampled planes before the skip's.
+fn block((layer, folded): (&Layer, &FoldedLayer)) -> Convolution {
+    let sources = match join(layer) {
+        None => vec![Source::Fine(layer.c_in)],
+        Some((_, skip)) => vec![Source::Coarse(layer.c_in - skip), Source::Fine(skip)],
+    };
+    Convolution::new(&sources, layer.stride, folded.activation(), |co, ci, [kz, ky, kx]| {
+        folded.weight[(co * layer.c_in + ci) * 27 + kz * 9 + ky * 3 + kx]
+    })
+}
+
+/// Crop and channels of the skip that joins before `layer`.
+fn join(layer: &Layer) -> Option<(usize, usize)> {
+    let join = JOINS.iter().find(|join| join.before == layer.name)?;
+    let skip = GENERATOR.iter().find(|layer| layer.name == join.skip).expect("a layer of the table");
+    Some((join.crop, skip.c_out))
+}
+
+impl Blocks for Network {
+    type Plane<'p> = Plane<'p>;
+
+    /// Each time, two more planes are transformed.
+    const FEWEST_PLANES: usize = 8;
+
+    fn floats(&self, of: Content, edges: [usize; 2]) -> usize {
+        Plane::floats(channels(of), edges)
+    }
+
+    fn plane<'p>(&self, pool: &'p Pool, of: Content, edges: [usize; 2]) -> Plane<'p> {
+        Plane::new(pool, channels(of), edges)
+    }
+
+    fn zero<'p>(&self, pool: &'p Pool, channels: usize, edges: [usize; 2]) -> Plane<'p> {
+        Plane::zero(pool, channels, edges)
+    }
+
+    fn load(&self, [fixed, moving]: [&[f32]; 2], _: [usize; 2], to: &mut Plane<'_>) {
+        to.fill_from(fixed, 0);
+        to.fill_from(moving, 1);
+    }
+
+    fn compute(&self, i: usize, window: &[&Plane<'_>], skip: &[&Plane<'_>], results: Results<'_, Plane<'_>>) {
+        let mut views = vec![View { planes: window.to_vec(), crop: 0 }];
+        if let Some((crop, _)) = join(&GENERATOR[i]) {
+            views.push(View { planes: skip.to_vec(), crop });
+        }
+        let output = match results {
+            Results::Planes(planes) => Output::Planes(planes),
+            Results::Displacement(u, edges) => Output::Displacement { head: &self.head, edges, u },
+        };
+        self.blocks[i].run(self.isa, &views, output, self.scratch_len);
+    }
+}
+
+fn channels(of: Content) -> usize {
+    match of {
+        Content::Images => GENERATOR[0].c_in,
+        Content::Channels(channels) => channels,
     }
 }
 
@@ -119,10 +209,25 @@ mod tests {
 
     #[test]
     fn memory_grows_with_the_plane_and_not_with_the_depth() {
-        let [thin, thick] = [256, 1024].map(|nz| Stream::bytes([296, 296, nz]));
+        let network = Network::new(Isa::best(), &GeneratorWeights::random(1));
+        let [thin, thick] = [256, 1024].map(|nz| Stream::bytes(&network, [296, 296, nz]));
         assert!(thick < thin + thin / 100, "{thin} and {thick} bytes");
         // As whole tensors x0 and x1 alone would take 3.3 GB at 296^3.
         let whole = CpuEngine::new(&GeneratorWeights::random(1)).bytes([296; 3]);
         assert!(whole < 1_200_000_000, "{whole} bytes");
+    }
+
+    /// One slab and several, thick and thin; later tiles take what the first left.
+    #[test]
+    fn counts_what_the_pool_holds() {
+        for size in [[44, 44, 44], [44, 48, 180], [180, 140, 48]] {
+            let engine = CpuEngine::new(&GeneratorWeights::random(1));
+            let image = vec![0.5; size.iter().product()];
+            for _ in 0..3 {
+                engine.displacement(&image, &image, size, &mut Default::default()).unwrap();
+            }
+            let counted = Stream::bytes(&engine.network, size);
+            assert_eq!(counted, size_of::<f32>() * engine.buffers.pool.peak(), "{size:?}");
+        }
     }
 }

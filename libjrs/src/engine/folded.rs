@@ -1,7 +1,9 @@
 //! BatchNorm folded into what follows a convolution.
 
+use jrs_kernels::activation::{Activation, Head};
+
 use crate::model::LayerWeights;
-use crate::network::BN_EPSILON;
+use crate::network::{BN_EPSILON, LEAKY_SLOPE};
 
 /// A layer ready to run: BatchNorm follows the activation here, so it cannot move into the kernel of its own
 /// convolution; it becomes one multiplication and one addition behind LeakyReLU, exact at zero padding too.
@@ -28,5 +30,23 @@ impl FoldedLayer {
             (scale.iter().map(|&s| s as f32).collect(), shift)
         });
         Self { weight: layer.weight.clone(), bias: layer.bias.clone(), norm }
+    }
+
+    /// What follows the convolution of a block.
+    ///
+    /// # Panics
+    /// In a head.
+    pub fn activation(&self) -> Activation {
+        let (scale, shift) = self.norm.clone().expect("a block has BatchNorm");
+        Activation { bias: self.bias.clone(), slope: LEAKY_SLOPE, scale, shift }
+    }
+
+    /// The generator's head.
+    pub fn head(&self) -> Head {
+        let weight = |c: usize, k: usize| self.weight[c * self.weight.len() / self.bias.len() + k];
+        Head {
+            weight: std::array::from_fn(|c| std::array::from_fn(|k| weight(c, k))),
+            bias: std::array::from_fn(|c| self.bias[c]),
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::convolve::Head;
 use super::epilogue::{Lanes, TileLanes, TileSums};
+use crate::activation::Head;
 use crate::unit::ROWS;
 
 /// The way from sums to the next layer's voxels. Where there are 32 channels they are a cache line, which is written

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::epilogue::{Lanes, components, store_voxels};
 use super::filter::{Filter, Step, Taps};
 use super::plane::{BORDER, Plane};
+use crate::activation::{Activation, Head};
 use crate::unit::{ROWS, Segment, Sums, TILES, Unit, block, block_shape, even_rows, with_tiles};
 
 /// Bytes of a plane's part in a task. A task takes its part of all planes at hand, one after another, so that what several of
@@ -33,29 +34,6 @@ pub struct Part<'a> {
     pub filter: &'a Filter,
     /// One per input of the filter.
     pub inputs: Vec<View<'a>>,
-}
-
-/// What follows the sums: `y = scale * leaky(sum + bias) + shift`, per output channel.
-#[derive(Clone, Debug)]
-pub struct Activation {
-    /// Of the convolution.
-    pub bias: Vec<f32>,
-    /// Slope of LeakyReLU for negative values, from 0 to 1.
-    pub slope: f32,
-    /// Folded BatchNorm.
-    pub scale: Vec<f32>,
-    /// Folded BatchNorm.
-    pub shift: Vec<f32>,
-}
-
-/// The network's head, a 1x1x1 convolution to three components, which is applied to the f32 values of the last block
-/// before they are rounded.
-#[derive(Clone, Debug)]
-pub struct Head {
-    /// Per component and channel.
-    pub weight: [[f32; 16]; 3],
-    /// Per component.
-    pub bias: [f32; 3],
 }
 
 /// Where the results of a plane go.

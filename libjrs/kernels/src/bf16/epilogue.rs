@@ -2,8 +2,8 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::avx512;
-use super::convolve::{Activation, Head};
 use super::split;
+use crate::activation::{Activation, Head};
 use crate::unit::{ROWS, Unit};
 
 /// Sums of a tile.

@@ -2,9 +2,8 @@
 
 use super::{Format, split, widen};
 use crate::pool::{Buffer, Pool};
+use crate::{LINE, to_line};
 
-/// Values of f32 in a cache line: planes start on one.
-const LINE: usize = 16;
 /// Zero columns in front of each row. Two, so that pairs of voxels stay pairs.
 pub(super) const BORDER: usize = 2;
 /// Voxels behind the last one that a tile may read (and whose sums are thrown away): 16 steps of up to four voxels, and a kernel.
@@ -175,9 +174,4 @@ pub fn stack_images(images: [&[f32]; 2], edges: [usize; 2], to: &mut Plane<'_>) 
 /// Values of one term with its border and slack, in whole cache lines.
 fn term(channels: usize, [height, width]: [usize; 2]) -> usize {
     (((height + 1) * (width + BORDER) + SLACK) * channels).next_multiple_of(2 * LINE)
-}
-
-/// f32 values up to the next cache line.
-fn to_line(start: *const f32) -> usize {
-    (start.addr().wrapping_neg() / size_of::<f32>()) % LINE
 }

@@ -100,7 +100,8 @@ impl Convolution {
         Self::of(conv, of(exact.x), of(exact.weight), seed)
     }
 
-    fn of(conv: Conv3d, x: Vec<f32>, weight: Vec<f32>, seed: u64) -> Self {
+    /// The same with chosen input and weights.
+    pub fn of(conv: Conv3d, x: Vec<f32>, weight: Vec<f32>, seed: u64) -> Self {
         let bias = random(conv.c_out, seed + 2);
         let dy = random(conv.output_len(), seed + 3);
         let (scale, shift) = (random(conv.c_out, seed + 4), random(conv.c_out, seed + 5));

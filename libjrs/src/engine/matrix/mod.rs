@@ -1,16 +1,16 @@
 //! The generator on a processor's matrix unit for bf16, in bf16 or nearly with the accuracy of f32.
 
+mod jobs;
 mod network;
-mod stream;
 
 use jrs_kernels::bf16::{Format, Unit};
 
+use super::stream::Stream;
 use super::{Buffers, Engine, Precision, check_input};
 use crate::model::GeneratorWeights;
 use crate::network::MARGIN;
 use crate::{Error, Result};
 use network::Network;
-use stream::Stream;
 
 /// Runs on the current rayon pool; the same bits for any number of threads.
 ///
@@ -20,7 +20,6 @@ use stream::Stream;
 /// `jrs bench precision` measures it. Sums are f32 and the images lose nothing in both.
 pub struct MatrixEngine {
     network: Network,
-    unit: Unit,
     buffers: Buffers,
 }
 
@@ -66,7 +65,7 @@ impl MatrixEngine {
     }
 
     fn on(unit: Unit, weights: &GeneratorWeights, format: Format) -> Self {
-        Self { network: Network::new(weights, format), unit, buffers: Buffers::default() }
+        Self { network: Network::new(unit, weights, format), buffers: Buffers::default() }
     }
 }
 
@@ -76,7 +75,7 @@ impl Engine for MatrixEngine {
             Format::One => "bf16",
             Format::Two => "f32 as sums of two bf16",
         };
-        format!("CPU, {} threads, {precision} on {:?}", rayon::current_num_threads(), self.unit)
+        format!("CPU, {} threads, {precision} on {:?}", rayon::current_num_threads(), self.network.unit)
     }
 
     fn displacement(
@@ -87,7 +86,7 @@ impl Engine for MatrixEngine {
         out: &mut [Vec<f32>; 3],
     ) -> Result<()> {
         check_input(fixed, moving, size)?;
-        Stream::run(&self.network, self.unit, self.buffers.of(size), [fixed, moving], size, out);
+        Stream::run(&self.network, self.buffers.of(size), [fixed, moving], size, out);
         Ok(())
     }
 
@@ -176,7 +175,7 @@ mod tests {
 
     #[test]
     fn memory_grows_with_the_plane_and_not_with_the_depth() {
-        let network = Network::new(&GeneratorWeights::random(1), Format::Two);
+        let network = Network::new(Unit::Emulated, &GeneratorWeights::random(1), Format::Two);
         let [thin, thick] = [256, 1024].map(|nz| Stream::bytes(&network, [296, 296, nz]));
         assert!(thick < thin + thin / 100, "{thin} and {thick} bytes");
     }

@@ -2,11 +2,12 @@
 //!
 //! Planes of 16 channels are read and written in pairs of voxels along x (`jrs_kernels::bf16`): all their edges are even.
 
-use jrs_kernels::bf16::{Activation, Filter, Format, Head, Taps, coarse_taps, paired_tap};
+use jrs_kernels::activation::{Activation, Head};
+use jrs_kernels::bf16::{Filter, Format, Taps, Unit, coarse_taps, paired_tap};
 
 use crate::engine::folded::FoldedLayer;
 use crate::model::GeneratorWeights;
-use crate::network::{GENERATOR, JOINS, LEAKY_SLOPE, Layer};
+use crate::network::{GENERATOR, JOINS, Layer};
 
 /// Channels of the layers at full resolution, which are read in pairs; also those of the stacked images.
 pub(super) const NARROW: usize = 16;
@@ -30,6 +31,7 @@ pub(super) enum Filters {
 
 /// All blocks, and the head.
 pub(super) struct Network {
+    pub unit: Unit,
     /// Of weights and activations.
     pub format: Format,
     pub blocks: Vec<Block>,
@@ -37,29 +39,16 @@ pub(super) struct Network {
 }
 
 impl Network {
-    pub fn new(weights: &GeneratorWeights, format: Format) -> Self {
-        let mut blocks = Vec::new();
-        let mut head = None;
-        for (layer, trained) in GENERATOR.iter().zip(&weights.layers) {
-            let FoldedLayer { weight, bias, norm } = FoldedLayer::new(trained);
-            match norm {
-                Some((scale, shift)) => {
-                    let (filters, group) = filters(layer, &weight, format);
-                    let each = |values: Vec<f32>| values.repeat(group);
-                    let (bias, scale, shift) = (each(bias), each(scale), each(shift));
-                    let activation = Activation { bias, slope: LEAKY_SLOPE, scale, shift };
-                    blocks.push(Block { layer: *layer, filters, group, activation });
-                }
-                None => {
-                    let value = |c: usize, k: usize| weight[c * layer.c_in + k];
-                    head = Some(Head {
-                        weight: std::array::from_fn(|c| std::array::from_fn(|k| value(c, k))),
-                        bias: std::array::from_fn(|c| bias[c]),
-                    });
-                }
-            }
-        }
-        Self { format, blocks, head: head.expect("the generator ends in a head") }
+    pub fn new(unit: Unit, weights: &GeneratorWeights, format: Format) -> Self {
+        let mut folded: Vec<FoldedLayer> = weights.layers.iter().map(FoldedLayer::new).collect();
+        let head = folded.pop().expect("the generator ends in a head").head();
+        let block = |(layer, folded): (&Layer, FoldedLayer)| {
+            let (filters, group) = filters(layer, &folded.weight, format);
+            let Activation { bias, slope, scale, shift } = folded.activation();
+            let [bias, scale, shift] = [bias, scale, shift].map(|values| values.repeat(group));
+            Block { layer: *layer, filters, group, activation: Activation { bias, slope, scale, shift } }
+        };
+        Self { unit, format, blocks: GENERATOR.iter().zip(folded).map(block).collect(), head }
     }
 }
 

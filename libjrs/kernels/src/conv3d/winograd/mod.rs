@@ -1,5 +1,5 @@
-//! Winograd's minimal filtering F(4x4, 3x3) in the planes, for 3x3x3 kernels at stride 1: 36 products where the
-//! definition has 144 (Lavin and Gray, arXiv 1509.09308). Along z it stays the plain sum of three taps.
+//! Winograd's minimal filtering ([`crate::winograd`]) in the planes, for 3x3x3 kernels at stride 1. Along z it stays the plain sum of
+//! three taps.
 //!
 //! ```text
 //!  16 phases of an input plane       36 transformed planes V     36 products M        4x4 outputs
@@ -15,9 +15,6 @@
 //! `p + row + 1`, so positions are vector lanes all the way through, and the products are the same register tile as in
 //! `correlate`, with the transformed rows as its taps. A task owns `chunk` positions and a range of z; going along z it keeps
 //! the transforms of three input planes, so that each is made once. Its buffers fit the L2 cache.
-//!
-//! The interpolation points are 0, ±1/√2, ±√2 and infinity: with them all constants are near 1, which keeps rounding at a few
-//! times that of the plain sum (the textbook's 0, ±1, ±2 lose one more digit).
 
 mod transforms;
 
@@ -28,14 +25,9 @@ use super::correlate::Correlation;
 use crate::pool::{Buffer, Ledger, SCRATCH};
 use crate::shared::SharedMut;
 use crate::simd::{Kernel, Simd};
+use crate::winograd::{BLOCK, POINTS, SPAN, filter};
 use transforms::{InputTransform, Interleave, OutputTransform, PackPhases};
 
-/// Outputs of a position along y and x.
-const BLOCK: usize = 4;
-/// Input values of a position along y and x, and transformed ones.
-const SPAN: usize = BLOCK + 2;
-/// Transformed values of a position.
-const POINTS: usize = SPAN * SPAN;
 /// Vectors of positions in a register tile.
 const VECTORS: usize = 3;
 /// Target size of a task's transformed planes and products in values: half a megabyte.
@@ -231,7 +223,6 @@ fn transform_weights(
     if !conv.c_out.is_multiple_of(lanes) {
         weights.fill(0.0); // channels that are not there
     }
-    let filter = transforms::filter;
     for co in 0..conv.c_out {
         for ci in 0..conv.c_in {
             for kz in 0..3 {

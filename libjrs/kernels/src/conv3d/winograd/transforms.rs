@@ -1,70 +1,9 @@
 //! Into Winograd's domain and back: the kernels around the products.
-//!
-//! Each of the three maps is linear along one axis and is applied along x and y in turn: `filter` is G, `forward` B',
-//! `inverse` A' for the interpolation points 0, ±a, ±b and infinity with a = 1/√2 and b = √2 = 2a.
 
-use super::{BLOCK, POINTS, SPAN, Task, VECTORS};
+use super::{Task, VECTORS};
 use crate::conv3d::Epilogue;
 use crate::simd::{Kernel, Simd};
-
-/// 1/√2.
-const A: f32 = std::f32::consts::FRAC_1_SQRT_2;
-
-/// G g: a filter's values at the six points, each over the product of the point's distances to the others.
-pub(super) fn filter(g: [f32; 3]) -> [f32; SPAN] {
-    let (near, far) = (-1.0 / 1.5, 1.0 / 6.0);
-    [
-        g[0],
-        near * (g[0] + A * g[1] + 0.5 * g[2]),
-        near * (g[0] - A * g[1] + 0.5 * g[2]),
-        far * (g[0] + 2.0 * A * g[1] + 2.0 * g[2]),
-        far * (g[0] - 2.0 * A * g[1] + 2.0 * g[2]),
-        g[2],
-    ]
-}
-
-/// B' d: the polynomials that vanish at all points but one.
-///
-/// # Safety
-/// The processor must have `S`'s instructions.
-#[inline(always)]
-unsafe fn forward<S: Simd>(d: [S::V; SPAN]) -> [S::V; SPAN] {
-    // SAFETY: the caller has S.
-    unsafe {
-        let c = |value: f32| S::splat(value);
-        let near = (S::fma(c(-2.0), d[2], d[4]), S::fma(c(-2.0), d[1], d[3]));
-        let far = (S::fma(c(-0.5), d[2], d[4]), S::fma(c(-0.5), d[1], d[3]));
-        [
-            S::add(S::fma(c(-2.5), d[2], d[0]), d[4]),
-            S::fma(c(A), near.1, near.0),
-            S::fma(c(-A), near.1, near.0),
-            S::fma(c(2.0 * A), far.1, far.0),
-            S::fma(c(-2.0 * A), far.1, far.0),
-            S::add(S::fma(c(-2.5), d[3], d[1]), d[5]),
-        ]
-    }
-}
-
-/// A' m: the products' polynomial at the four outputs.
-///
-/// # Safety
-/// The processor must have `S`'s instructions.
-#[inline(always)]
-unsafe fn inverse<S: Simd>(m: [S::V; SPAN]) -> [S::V; BLOCK] {
-    // SAFETY: the caller has S.
-    unsafe {
-        let c = |value: f32| S::splat(value);
-        let (near, far) = (S::add(m[1], m[2]), S::add(m[3], m[4]));
-        let (near_odd, far_odd) = (S::sub(m[1], m[2]), S::sub(m[3], m[4]));
-        let odd = S::fma(c(2.0), far_odd, near_odd);
-        [
-            S::add(S::add(m[0], near), far),
-            S::mul(c(A), odd),
-            S::fma(c(0.5), near, S::mul(c(2.0), far)),
-            S::fma(c(0.5 * A), near_odd, S::fma(c(4.0 * A), far_odd, m[5])),
-        ]
-    }
-}
+use crate::winograd::{BLOCK, POINTS, SPAN, forward, inverse};
 
 /// Copies what a task needs of one input plane to `phases`: `[channel][y phase][x phase][row][column]`.
 pub(super) struct PackPhases<'a> {

@@ -1,0 +1,119 @@
+//! Convolution as it is defined: of the images, and at stride 2.
+
+use rayon::prelude::*;
+
+use crate::simd::{Isa, Kernel, Simd};
+
+use super::finish::{Lanes, Target};
+use super::multiply::multiply;
+use super::plane::{BLOCK, Plane};
+use super::{Convolution, View};
+
+/// Rows of outputs in a task.
+const ROWS: usize = 8;
+
+/// All outputs, from a view without crop.
+pub(super) fn run(
+    conv: &Convolution,
+    isa: Isa,
+    view: &View<'_>,
+    (planes, edges): (usize, [usize; 2]),
+    target: &Target<'_>,
+) {
+    let rows = edges[0].div_ceil(ROWS);
+    (0..planes * rows).into_par_iter().for_each(|task| {
+        let z = task / rows;
+        let inputs = &view.planes[conv.stride * z..][..3];
+        for y in task % rows * ROWS..edges[0].min((task % rows + 1) * ROWS) {
+            isa.run(Row { conv, inputs, place: [z, y], width: edges[1], target });
+        }
+    });
+}
+
+/// One row of outputs.
+struct Row<'a> {
+    conv: &'a Convolution,
+    /// Those that the taps meet along z.
+    inputs: &'a [&'a Plane<'a>],
+    /// z, y.
+    place: [usize; 2],
+    width: usize,
+    target: &'a Target<'a>,
+}
+
+impl Kernel for Row<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let wide = self.conv.c_out().is_multiple_of(2 * BLOCK);
+        // SAFETY: the caller has S.
+        unsafe {
+            match (self.inputs[0].width(), S::LANES) {
+                (1, 16) => self.all::<S, 24, 1, 1, 1, 1>(),
+                (1, 8) => self.all::<S, 6, 2, 2, 1, 1>(),
+                (1, _) => self.all::<S, 2, 4, 4, 1, 1>(),
+                (_, 16) if wide => self.all::<S, 12, 2, 1, 32, 16>(),
+                (_, 16) => self.all::<S, 24, 1, 1, 32, 16>(),
+                (_, 8) => self.all::<S, 6, 2, 2, 32, 16>(),
+                _ => self.all::<S, 2, 4, 4, 32, 16>(),
+            }
+        }
+    }
+}
+
+impl Row<'_> {
+    /// In tiles of `M` voxels by `V` vectors, of which `B` are a block of channels; `STEP` values from voxel to voxel, `RUN` channels
+    /// side by side.
+    #[inline(always)]
+    unsafe fn all<
+        S: Simd,
+        const M: usize,
+        const V: usize,
+        const B: usize,
+        const STEP: usize,
+        const RUN: usize,
+    >(
+        self,
+    ) {
+        let Self { conv, inputs, place: [z, y], width, target } = self;
+        let (stride, padding) = (conv.stride, conv.padding() as isize);
+        let mut taps = Vec::with_capacity(27 * inputs[0].blocks());
+        for plane in inputs {
+            for ky in 0..3 {
+                for kx in 0..3 {
+                    for block in 0..plane.blocks() {
+                        let at = plane.at(block, (stride * y + ky) as isize - padding, kx - padding);
+                        taps.push(plane.values()[at..].as_ptr());
+                    }
+                }
+            }
+        }
+        let per_block = taps.len() * RUN * BLOCK;
+        let mut tile = [[[0.0; BLOCK]; V]; M];
+        for block in (0..conv.c_out() / BLOCK).step_by(V / B) {
+            let weights = conv.weights(block * per_block, V / B * per_block);
+            let lanes: [Lanes<'_>; 2] = [0, 1].map(|i| Lanes::of(&conv.activation, block + i));
+            for x in (0..width).step_by(M) {
+                // SAFETY: `View::check` holds the taps of all outputs inside the planes; voxels of a tile behind the last output
+                // lie in the planes or their slack. The weights were cut to what is read. Rows are one task's.
+                unsafe {
+                    let sums = multiply::<S, M, V, STEP, RUN>(&taps, x * STEP, weights.as_ptr(), per_block);
+                    // Sums that are picked by a number known only now would not stay in registers.
+                    for m in 0..M {
+                        for v in 0..V {
+                            S::store(tile[m][v].as_mut_ptr(), sums[m][v]);
+                        }
+                    }
+                    for (m, voxel) in tile.iter().enumerate().take(width - x) {
+                        for i in 0..V / B {
+                            let mut values = [S::splat(0.0); B];
+                            for v in 0..B {
+                                values[v] = lanes[i].apply::<S>(S::load(voxel[i * B + v].as_ptr()), v);
+                            }
+                            target.write::<S, B>(block + i, [z, y, x + m], values);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
