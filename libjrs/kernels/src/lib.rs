@@ -1,6 +1,6 @@
 //! The arithmetic of the registration network on plain `f32` slices, for CPUs.
 //!
-//! Tensors are contiguous and in the order `[batch, channel, z, y, x]`. Every function uses the current
+//! Tensors are contiguous and in the order `[batch, channel, z, y, x]`; those of inference are planes with channels innermost. Every function uses the current
 //! rayon pool and gives **the same bits for any number of threads**: the work is cut into tasks whose size
 //! depends on the shapes only, and sums that cross tasks are added in a fixed order.
 //!
@@ -39,5 +39,5 @@ fn to_line(start: *const f32) -> usize {
     (start.addr().wrapping_neg() / size_of::<f32>()) % LINE
 }
 
-pub use conv3d::{Conv3d, Epilogue};
+pub use conv3d::Conv3d;
 pub use simd::Isa;

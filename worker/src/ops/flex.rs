@@ -6,13 +6,13 @@ use burn::backend::TensorMetadata;
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
 use jrs_kernels::memory::for_overwriting;
-use jrs_kernels::{Conv3d, Epilogue, leaky_norm};
+use jrs_kernels::{Conv3d, leaky_norm};
 use libjrs::network::{BN_EPSILON, LEAKY_SLOPE};
 
 impl KernelOps for Flex {
     fn conv3d_forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, spec: ConvSpec) -> FlexTensor {
         convolve(x, weight, bias, spec, |conv, x, weight, bias, y| {
-            conv.forward(x, weight, bias, Epilogue::None, y);
+            conv.forward(x, weight, bias, y);
         })
     }
 

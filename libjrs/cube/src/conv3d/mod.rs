@@ -45,7 +45,7 @@ impl Arithmetic {
     }
 }
 
-/// What happens to a convolution's result on its way to memory, as `jrs_kernels::Epilogue`.
+/// What happens to a convolution's result on its way to memory.
 #[derive(Clone, Copy, Debug)]
 pub enum Epilogue<'a> {
     /// `y = conv`.

@@ -2,9 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::Epilogue;
 use super::window::{CHANNEL_BLOCK, Part, Reading, Window, pack_weights};
-use crate::pool::{Ledger, SCRATCH};
+use crate::pool::SCRATCH;
 use crate::shared::SharedMut;
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -39,13 +38,12 @@ pub(super) struct Placement {
 }
 
 impl Correlation {
-    /// `y = epilogue(correlation(x) + bias)` at the placed voxels; `weight(co, ci, tap)` reads a weight.
+    /// `y = correlation(x) + bias` at the placed voxels; `weight(co, ci, tap)` reads a weight.
     pub fn run(
         &self,
         x: &[f32],
         weight: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync,
         bias: &[f32],
-        epilogue: Epilogue<'_>,
         y: &mut [f32],
     ) {
         let lanes = self.isa.channels();
@@ -77,26 +75,8 @@ impl Correlation {
                     });
                 }
             }
-            self.store(&window, &part, &sums, length, epilogue, &y);
+            self.store(&window, &part, &sums, length, &y);
         });
-    }
-
-    /// What [`Correlation::run`] takes from [`SCRATCH`] on so many threads.
-    pub fn scratch(&self, threads: usize, ledger: &mut Ledger) {
-        let window = self.window();
-        let parts = window.parts(self.batch);
-        let channels = self.c_out.next_multiple_of(self.isa.channels());
-        let tile = VECTORS * self.isa.lanes();
-        let taken: Vec<usize> = parts
-            .iter()
-            .take(threads)
-            .flat_map(|part| {
-                let length = window.positions(part).next_multiple_of(tile);
-                [window.len(), part.planes * channels * length]
-            })
-            .map(|len| ledger.take(len))
-            .collect();
-        taken.into_iter().for_each(|length| ledger.give(length));
     }
 
     /// Which input values the outputs need.
@@ -115,16 +95,8 @@ impl Correlation {
         Window::new(self.reading(), self.batch, TASKS, usize::MAX)
     }
 
-    /// Copies the rows of `sums` (`[z][channel][position]`) to `y`, through the epilogue.
-    fn store(
-        &self,
-        window: &Window,
-        part: &Part,
-        sums: &[f32],
-        length: usize,
-        epilogue: Epilogue<'_>,
-        y: &SharedMut<'_>,
-    ) {
+    /// Copies the rows of `sums` (`[z][channel][position]`) to `y`.
+    fn store(&self, window: &Window, part: &Part, sums: &[f32], length: usize, y: &SharedMut<'_>) {
         let channels = sums.len() / (part.planes * length);
         let Placement { size: [depth, height, width], first, step } = self.placement;
         for z in 0..part.planes {
@@ -137,38 +109,11 @@ impl Correlation {
                     // SAFETY: no two (z, channel, row) of all parts share a row, and parities of the input
                     // gradient run one after another.
                     let to = unsafe { y.slice(at, (from.len() - 1) * step + 1) };
-                    self.isa.run(Row { from, to, step, epilogue, co });
-                }
-            }
-        }
-    }
-}
-
-/// One row of results, to memory.
-struct Row<'a> {
-    from: &'a [f32],
-    to: &'a mut [f32],
-    step: usize,
-    epilogue: Epilogue<'a>,
-    co: usize,
-}
-
-impl Kernel for Row<'_> {
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        match self.epilogue {
-            Epilogue::LeakyNorm { slope, scale, shift } => {
-                let (scale, shift) = (scale[self.co], shift[self.co]);
-                // An epilogue is for the forward pass, whose step is 1.
-                for (to, &v) in self.to.iter_mut().zip(self.from) {
-                    *to = scale * (if v < 0.0 { slope * v } else { v }) + shift;
-                }
-            }
-            Epilogue::None if self.step == 1 => self.to.copy_from_slice(self.from),
-            Epilogue::None => {
-                assert_eq!(self.step, 2, "strides are 1 or 2");
-                for (pair, &v) in self.to.chunks_mut(2).zip(self.from) {
-                    pair[0] = v;
+                    if step == 1 {
+                        to.copy_from_slice(from);
+                    } else {
+                        to.iter_mut().step_by(step).zip(from).for_each(|(to, value)| *to = *value);
+                    }
                 }
             }
         }

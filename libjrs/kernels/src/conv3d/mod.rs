@@ -37,16 +37,15 @@ mod winograd;
 use rayon::prelude::*;
 
 use crate::Isa;
-use crate::pool::Ledger;
 use correlate::{Correlation, Placement};
 
 /// Shape of a convolution. Tensors are `[batch, channel, z, y, x]`, weights `[c_out, c_in, kz, ky, kx]`.
 ///
 /// ```
-/// use jrs_kernels::{Conv3d, Epilogue};
+/// use jrs_kernels::Conv3d;
 /// let conv = Conv3d { batch: 1, c_in: 1, c_out: 1, input: [3, 3, 3], kernel: 3, stride: 1, padding: 0 };
 /// let mut y = [0.0];
-/// conv.forward(&[1.0; 27], &[0.5; 27], &[2.0], Epilogue::None, &mut y);
+/// conv.forward(&[1.0; 27], &[0.5; 27], &[2.0], &mut y);
 /// assert_eq!(y, [15.5]);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,22 +64,6 @@ pub struct Conv3d {
     pub stride: usize,
     /// Zeros around the input, per side.
     pub padding: usize,
-}
-
-/// What happens to a convolution's result on its way to memory.
-#[derive(Clone, Copy, Debug)]
-pub enum Epilogue<'a> {
-    /// `y = conv`.
-    None,
-    /// `y = scale[c] * leaky(conv) + shift[c]`: inference, with the BatchNorm folded into scale and shift.
-    LeakyNorm {
-        /// Slope of LeakyReLU for negative values, from 0 to 1.
-        slope: f32,
-        /// Per output channel: `gamma / sqrt(var + eps)`.
-        scale: &'a [f32],
-        /// Per output channel: `beta - mean * scale`.
-        shift: &'a [f32],
-    },
 }
 
 impl Conv3d {
@@ -116,27 +99,19 @@ impl Conv3d {
         2.0 * self.output_len() as f64 * (self.c_in * self.kernel.pow(3)) as f64
     }
 
-    /// `y = epilogue(conv(x, weight) + bias)`.
-    pub fn forward(&self, x: &[f32], weight: &[f32], bias: &[f32], epilogue: Epilogue<'_>, y: &mut [f32]) {
-        self.forward_on(Isa::best(), x, weight, bias, epilogue, y);
+    /// `y = conv(x, weight) + bias`.
+    pub fn forward(&self, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+        self.forward_on(Isa::best(), x, weight, bias, y);
     }
 
     /// [`Conv3d::forward`] with a chosen instruction set.
-    pub fn forward_on(
-        &self,
-        isa: Isa,
-        x: &[f32],
-        weight: &[f32],
-        bias: &[f32],
-        epilogue: Epilogue<'_>,
-        y: &mut [f32],
-    ) {
+    pub fn forward_on(&self, isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
         self.check(Some(x.len()), Some(weight.len()), Some(y.len()));
-        self.check_epilogue(bias, epilogue);
-        run(&self.correlation(isa), x, self.reader(weight), bias, epilogue, y);
+        assert_eq!(bias.len(), self.c_out, "bias");
+        run(&self.correlation(isa), x, self.reader(weight), bias, y);
     }
 
-    /// [`Conv3d::forward`] without epilogue, for passes through which no gradient goes: where a matrix unit makes it faster, 16
+    /// [`Conv3d::forward`] for passes through which no gradient goes: where a matrix unit makes it faster, 16
     /// bits of every value count.
     pub fn forward_untracked(&self, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
         self.forward_untracked_on(Isa::best(), x, weight, bias, y);
@@ -145,10 +120,10 @@ impl Conv3d {
     /// [`Conv3d::forward_untracked`] with a chosen instruction set.
     pub fn forward_untracked_on(&self, isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
         match matrix::unit(isa, self.c_in, self.c_out) {
-            None => self.forward_on(isa, x, weight, bias, Epilogue::None, y),
+            None => self.forward_on(isa, x, weight, bias, y),
             Some(unit) => {
                 self.check(Some(x.len()), Some(weight.len()), Some(y.len()));
-                self.check_epilogue(bias, Epilogue::None);
+                assert_eq!(bias.len(), self.c_out, "bias");
                 matrix::correlate::run(unit, &self.correlation(isa), x, self.reader(weight), bias, y);
             }
         }
@@ -174,52 +149,6 @@ impl Conv3d {
     /// Reads a weight by output channel, input channel and tap.
     fn reader<'a>(&'a self, weight: &'a [f32]) -> impl Fn(usize, usize, [usize; 3]) -> f32 + Sync + 'a {
         |co, ci, [kz, ky, kx]| weight[self.weight_index(co, ci, kz, ky, kx)]
-    }
-
-    /// [`Conv3d::forward`] on planes of a volume that passes by: there is no padding along z (whoever needs it puts a plane of
-    /// zeros in front), and the results become the planes `[first, first + n)` of tensors of `planes` planes, where
-    /// n = (input\[0\] - kernel) / stride + 1. The other planes of `y` stay as they are.
-    #[allow(clippy::too_many_arguments)]
-    pub fn forward_planes(
-        &self,
-        x: &[f32],
-        weight: &[f32],
-        bias: &[f32],
-        epilogue: Epilogue<'_>,
-        y: &mut [f32],
-        first: usize,
-        planes: usize,
-    ) {
-        let [_, height, width] = self.output();
-        let depth = (self.input[0] - self.kernel) / self.stride + 1;
-        self.check(Some(x.len()), Some(weight.len()), None);
-        self.check_epilogue(bias, epilogue);
-        assert!(first + depth <= planes, "planes {first} to {} of {planes}", first + depth);
-        assert_eq!(y.len(), self.batch * self.c_out * planes * height * width, "output");
-        run(&self.on_planes(first, planes), x, self.reader(weight), bias, epilogue, y);
-    }
-
-    /// What [`Conv3d::forward_planes`] takes from [`crate::pool::SCRATCH`] on so many threads, in the ledger of that pool.
-    pub fn scratch(&self, threads: usize, ledger: &mut Ledger) {
-        let conv = self.on_planes(0, usize::MAX);
-        if winograd::applies(&conv) {
-            winograd::scratch(&conv, threads, ledger);
-        } else {
-            conv.scratch(threads, ledger);
-        }
-    }
-
-    /// The forward pass on planes that pass by, into the planes from `first` on of `planes`.
-    fn on_planes(&self, first: usize, planes: usize) -> Correlation {
-        let whole = self.correlation(Isa::best());
-        let [_, height, width] = whole.output;
-        let depth = (self.input[0] - self.kernel) / self.stride + 1;
-        Correlation {
-            start: [0, whole.start[1], whole.start[2]],
-            output: [depth, height, width],
-            placement: Placement { size: [planes, height, width], first: [first, 0, 0], step: 1 },
-            ..whole
-        }
     }
 
     /// `dx`: gradient of the input, from the gradient `dy` of the output. Overwrites `dx`.
@@ -266,7 +195,7 @@ impl Conv3d {
             };
             match matrix::unit(isa, conv.c_in, conv.c_out) {
                 Some(unit) => matrix::correlate::run(unit, &conv, dy, mirrored, &no_bias, dx),
-                None => run(&conv, dy, mirrored, &no_bias, Epilogue::None, dx),
+                None => run(&conv, dy, mirrored, &no_bias, dx),
             }
         }
     }
@@ -307,14 +236,6 @@ impl Conv3d {
         (((co * self.c_in + ci) * k + kz) * k + ky) * k + kx
     }
 
-    fn check_epilogue(&self, bias: &[f32], epilogue: Epilogue<'_>) {
-        assert_eq!(bias.len(), self.c_out, "bias");
-        if let Epilogue::LeakyNorm { slope, scale, shift } = epilogue {
-            assert!((0.0..=1.0).contains(&slope), "slope {slope}");
-            assert_eq!((scale.len(), shift.len()), (self.c_out, self.c_out), "scale and shift");
-        }
-    }
-
     fn check(&self, x: Option<usize>, weight: Option<usize>, y: Option<usize>) {
         if let Some(len) = x {
             assert_eq!(len, self.input_len(), "input of {self:?}");
@@ -334,13 +255,12 @@ fn run(
     x: &[f32],
     weight: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync,
     bias: &[f32],
-    epilogue: Epilogue<'_>,
     y: &mut [f32],
 ) {
     if winograd::applies(conv) {
-        winograd::run(conv, x, weight, bias, epilogue, y);
+        winograd::run(conv, x, weight, bias, y);
     } else {
-        conv.run(x, weight, bias, epilogue, y);
+        conv.run(x, weight, bias, y);
     }
 }
 

@@ -20,9 +20,8 @@ mod transforms;
 
 use rayon::prelude::*;
 
-use super::Epilogue;
 use super::correlate::Correlation;
-use crate::pool::{Buffer, Ledger, SCRATCH};
+use crate::pool::{Buffer, SCRATCH};
 use crate::shared::SharedMut;
 use crate::simd::{Kernel, Simd};
 use crate::winograd::{BLOCK, POINTS, SPAN, filter};
@@ -147,22 +146,12 @@ impl Task<'_> {
     }
 }
 
-/// As [`Correlation::scratch`].
-pub(super) fn scratch(conv: &Correlation, threads: usize, ledger: &mut Ledger) {
-    let cut = Cut::new(conv);
-    let weights = ledger.take(weights_len(conv));
-    let tasks = threads.min(cut.tasks(conv).len());
-    let taken: Vec<[usize; 4]> = (0..tasks).map(|_| cut.scratch(conv).map(|len| ledger.take(len))).collect();
-    taken.into_iter().flatten().chain([weights]).for_each(|length| ledger.give(length));
-}
-
 /// As [`Correlation::run`].
 pub(super) fn run(
     conv: &Correlation,
     x: &[f32],
     weight: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync,
     bias: &[f32],
-    epilogue: Epilogue<'_>,
     y: &mut [f32],
 ) {
     let lanes = conv.isa.channels();
@@ -197,14 +186,7 @@ pub(super) fn run(
             });
             for co in 0..conv.c_out {
                 let outputs = &mut outputs;
-                conv.isa.run(OutputTransform {
-                    products: &products,
-                    co,
-                    c_out,
-                    bias: bias[co],
-                    epilogue,
-                    outputs,
-                });
+                conv.isa.run(OutputTransform { products: &products, co, c_out, bias: bias[co], outputs });
                 task.store([z, co], outputs, &y);
             }
         }

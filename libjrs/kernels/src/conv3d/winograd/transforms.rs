@@ -1,7 +1,6 @@
 //! Into Winograd's domain and back: the kernels around the products.
 
 use super::{Task, VECTORS};
-use crate::conv3d::Epilogue;
 use crate::simd::{Kernel, Simd};
 use crate::winograd::{BLOCK, POINTS, SPAN, forward, inverse};
 
@@ -127,7 +126,7 @@ impl Kernel for InputTransform<'_> {
     }
 }
 
-/// A' M A of one output channel, and the epilogue: 36 products to the 4x4 outputs of each position.
+/// A' M A of one output channel: 36 products to the 4x4 outputs of each position.
 pub(super) struct OutputTransform<'a> {
     /// `[register tile][output channel][point][position of the tile]`.
     pub products: &'a [f32],
@@ -135,7 +134,6 @@ pub(super) struct OutputTransform<'a> {
     /// Output channels in `products`.
     pub c_out: usize,
     pub bias: f32,
-    pub epilogue: Epilogue<'a>,
     /// `[y phase][x phase][position]`.
     pub outputs: &'a mut [f32],
 }
@@ -143,7 +141,7 @@ pub(super) struct OutputTransform<'a> {
 impl Kernel for OutputTransform<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { products, co, c_out, bias, epilogue, outputs } = self;
+        let Self { products, co, c_out, bias, outputs } = self;
         let (chunk, tile) = (outputs.len() / (BLOCK * BLOCK), VECTORS * S::LANES);
         assert!(chunk.is_multiple_of(tile) && co < c_out && products.len() >= POINTS * c_out * chunk);
         for p in (0..chunk).step_by(S::LANES) {
@@ -166,12 +164,7 @@ impl Kernel for OutputTransform<'_> {
                     let [c0, c1, c2, c3, c4, c5] = columns;
                     let row = inverse::<S>([c0[y], c1[y], c2[y], c3[y], c4[y], c5[y]]);
                     for x in 0..BLOCK {
-                        let mut value = S::add(row[x], S::splat(bias));
-                        if let Epilogue::LeakyNorm { slope, scale, shift } = epilogue {
-                            // max is LeakyReLU for slopes from 0 to 1.
-                            let active = S::max(S::mul(S::splat(slope), value), value);
-                            value = S::fma(S::splat(scale[co]), active, S::splat(shift[co]));
-                        }
+                        let value = S::add(row[x], S::splat(bias));
                         S::store(to.add((y * BLOCK + x) * chunk), value);
                     }
                 }
