@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::simd::{Isa, Kernel, Simd};
 
-use super::finish::{Lanes, Target};
+use super::finish::{Finish, Target};
 use super::multiply::multiply;
 use super::plane::{BLOCK, Plane};
 use super::{Convolution, View};
@@ -88,29 +88,24 @@ impl Row<'_> {
             }
         }
         let per_block = taps.len() * RUN * BLOCK;
-        let mut tile = [[[0.0; BLOCK]; V]; M];
+        let mut tile = [[0.0; BLOCK]; M];
         for block in (0..conv.c_out() / BLOCK).step_by(V / B) {
             let weights = conv.weights(block * per_block, V / B * per_block);
-            let lanes: [Lanes<'_>; 2] = [0, 1].map(|i| Lanes::of(&conv.activation, block + i));
+            // SAFETY: the caller has S, and B vectors are a block.
+            let finish: [Finish<S, B>; 2] =
+                unsafe { [0, V / B - 1].map(|i| Finish::of(&conv.activation, block + i)) };
             for x in (0..width).step_by(M) {
                 // SAFETY: `View::check` holds the taps of all outputs inside the planes; voxels of a tile behind the last output
                 // lie in the planes or their slack. The weights were cut to what is read. Rows are one task's.
                 unsafe {
                     let sums = multiply::<S, M, V, STEP, RUN>(&taps, x * STEP, weights.as_ptr(), per_block);
-                    // Sums that are picked by a number known only now would not stay in registers.
-                    for m in 0..M {
-                        for v in 0..V {
-                            S::store(tile[m][v].as_mut_ptr(), sums[m][v]);
-                        }
-                    }
-                    for (m, voxel) in tile.iter().enumerate().take(width - x) {
-                        for i in 0..V / B {
-                            let mut values = [S::splat(0.0); B];
+                    for i in 0..V / B {
+                        for m in 0..M {
                             for v in 0..B {
-                                values[v] = lanes[i].apply::<S>(S::load(voxel[i * B + v].as_ptr()), v);
+                                S::store(tile[m].as_mut_ptr().add(v * S::LANES), sums[m][i * B + v]);
                             }
-                            target.write::<S, B>(block + i, [z, y, x + m], values);
                         }
+                        target.write::<S, B>(block + i, [z, y, x], &tile[..M.min(width - x)], &finish[i]);
                     }
                 }
             }

@@ -69,68 +69,120 @@ impl<'a> Output<'a, '_> {
     }
 }
 
-/// [`Activation`] of a block of output channels, in vectors.
+/// [`Activation`] of a block of output channels, in `V` vectors.
 #[derive(Clone, Copy)]
-pub(super) struct Lanes<'a> {
-    activation: &'a Activation,
-    channel: usize,
+pub(super) struct Finish<S: Simd, const V: usize> {
+    bias: [S::V; V],
+    slope: S::V,
+    scale: [S::V; V],
+    shift: [S::V; V],
 }
 
-impl<'a> Lanes<'a> {
-    pub fn of(activation: &'a Activation, block: usize) -> Self {
-        Self { activation, channel: block * BLOCK }
-    }
-
-    /// The `v`-th vector of the block's values, from its sums.
+impl<S: Simd, const V: usize> Finish<S, V> {
+    /// For the `block`-th channels.
     ///
     /// # Safety
-    /// The processor must have `S`'s instructions; the block has that vector.
+    /// The processor must have `S`'s instructions; `V` vectors are a block.
     #[inline(always)]
-    pub unsafe fn apply<S: Simd>(&self, sums: S::V, v: usize) -> S::V {
-        let Activation { bias, slope, scale, shift } = self.activation;
-        let at = self.channel + v * S::LANES;
-        // SAFETY: each has a value per output channel (`Convolution::new`).
+    pub unsafe fn of(activation: &Activation, block: usize) -> Self {
+        let Activation { bias, slope, scale, shift } = activation;
+        // SAFETY: the caller has S; 16 values are cut out of each.
         unsafe {
-            let value = S::add(sums, S::load(bias.as_ptr().add(at)));
-            // max is LeakyReLU for slopes from 0 to 1.
-            let active = S::max(S::mul(S::splat(*slope), value), value);
-            S::fma(S::load(scale.as_ptr().add(at)), active, S::load(shift.as_ptr().add(at)))
+            let mut finish = Self {
+                bias: [S::splat(0.0); V],
+                slope: S::splat(*slope),
+                scale: [S::splat(0.0); V],
+                shift: [S::splat(0.0); V],
+            };
+            for (to, from) in
+                [(&mut finish.bias, bias), (&mut finish.scale, scale), (&mut finish.shift, shift)]
+            {
+                let from = from[block * BLOCK..][..BLOCK].as_ptr();
+                for v in 0..V {
+                    to[v] = S::load(from.add(v * S::LANES));
+                }
+            }
+            finish
         }
+    }
+
+    /// A voxel's values from its sums.
+    ///
+    /// # Safety
+    /// The processor must have `S`'s instructions.
+    #[inline(always)]
+    pub unsafe fn apply(&self, sums: [S::V; V]) -> [S::V; V] {
+        let mut values = sums;
+        for v in 0..V {
+            // SAFETY: the caller has S.
+            unsafe {
+                let value = S::add(sums[v], self.bias[v]);
+                // max is LeakyReLU for slopes from 0 to 1.
+                let active = S::max(S::mul(self.slope, value), value);
+                values[v] = S::fma(self.scale[v], active, self.shift[v]);
+            }
+        }
+        values
     }
 }
 
 impl Target<'_> {
-    /// Writes voxel (z, y, x) of a block of channels.
+    /// Writes voxels (z, y, x), (z, y, x + 1) and so on of a block of channels, whose values lie one after another.
     ///
     /// # Safety
-    /// The processor must have `S`'s instructions; `V` vectors are a block; no other task writes that voxel.
+    /// The processor must have `S`'s instructions; `V` vectors are a block; no other task writes those voxels.
     #[inline(always)]
     pub unsafe fn write<S: Simd, const V: usize>(
         &self,
         block: usize,
         [z, y, x]: [usize; 3],
-        values: [S::V; V],
+        sums: &[[f32; BLOCK]],
+        finish: &Finish<S, V>,
     ) {
         // SAFETY: as the caller promises; the slices are checked.
         unsafe {
             match self {
                 Self::Planes { planes, pitch, block: step } => {
-                    let to = planes[z].slice(block * step + y * pitch + x * BLOCK, BLOCK);
-                    for v in 0..V {
-                        S::store(to.as_mut_ptr().add(v * S::LANES), values[v]);
+                    let to = planes[z].slice(block * step + y * pitch + x * BLOCK, sums.len() * BLOCK);
+                    for i in 0..sums.len() {
+                        let values = finish.apply(load::<S, V>(&sums[i]));
+                        for v in 0..V {
+                            S::store(to.as_mut_ptr().add(i * BLOCK + v * S::LANES), values[v]);
+                        }
                     }
                 }
                 Self::Displacement { head, edges, u } => {
-                    for c in 0..3 {
-                        let weight = head.weight[c].as_ptr();
-                        let mut dot = S::mul(S::load(weight), values[0]);
-                        for v in 1..V {
-                            dot = S::fma(S::load(weight.add(v * S::LANES)), values[v], dot);
+                    let at = (z * edges[0] + y) * edges[1] + x;
+                    let to = u.each_ref().map(|u| u.slice(at, sums.len()));
+                    for i in 0..sums.len() {
+                        let values = finish.apply(load::<S, V>(&sums[i]));
+                        for c in 0..3 {
+                            let weight = head.weight[c].as_ptr();
+                            let mut dot = S::mul(S::load(weight), values[0]);
+                            for v in 1..V {
+                                dot = S::fma(S::load(weight.add(v * S::LANES)), values[v], dot);
+                            }
+                            to[c][i] = head.bias[c] + S::sum(dot);
                         }
-                        u[c].slice((z * edges[0] + y) * edges[1] + x, 1)[0] = head.bias[c] + S::sum(dot);
                     }
                 }
             }
         }
+    }
+}
+
+/// A voxel's 16 values.
+///
+/// # Safety
+/// The processor must have `S`'s instructions; `V` vectors are a block.
+#[inline(always)]
+unsafe fn load<S: Simd, const V: usize>(from: &[f32; BLOCK]) -> [S::V; V] {
+    // SAFETY: what the caller promises.
+    unsafe {
+        let mut values = [S::splat(0.0); V];
+        for v in 0..V {
+            values[v] = S::load(from.as_ptr().add(v * S::LANES));
+        }
+        values
     }
 }

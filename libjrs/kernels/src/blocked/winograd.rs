@@ -16,12 +16,13 @@
 
 use rayon::prelude::*;
 
+use crate::activation::Activation;
 use crate::pool::SCRATCH;
 use crate::simd::{Isa, Kernel, Simd};
 use crate::winograd::{BLOCK as OUTPUTS, POINTS, SPAN, forward, inverse};
 use crate::{LINE, to_line};
 
-use super::finish::{Lanes, Target};
+use super::finish::{Finish, Target};
 use super::multiply::multiply;
 use super::plane::{BLOCK, Plane};
 use super::{Convolution, Source, View};
@@ -58,14 +59,13 @@ pub(super) fn run(
     target: &Target<'_>,
     scratch_len: usize,
 ) {
-    let blocks = edges.map(|n| n.div_ceil(OUTPUTS));
-    let positions = blocks[0] * blocks[1];
+    let positions: usize = edges.iter().map(|n| n.div_ceil(OUTPUTS)).product();
     let tiles = positions.div_ceil(TILE);
     let depth = planes.div_ceil(TASKS.div_ceil(tiles)).max(FEWEST_PLANES.min(planes));
     let parts = planes.div_ceil(depth);
     (0..tiles * parts).into_par_iter().for_each(|task| {
         let first = task % tiles * TILE;
-        let tile = Tile { first, count: TILE.min(positions - first), columns: blocks[1], edges };
+        let tile = Tile::new(first, edges);
         let start = task / tiles * depth;
         let mut buffer = SCRATCH.take(scratch_len);
         let skip = to_line(buffer.as_ptr());
@@ -86,11 +86,45 @@ struct Tile {
 }
 
 impl Tile {
+    fn new(first: usize, edges: [usize; 2]) -> Self {
+        let [rows, columns] = edges.map(|n| n.div_ceil(OUTPUTS));
+        Self { first, count: TILE.min(rows * columns - first), columns, edges }
+    }
+
+    /// The one behind it, if there is one.
+    fn next(&self) -> Option<Self> {
+        let rows = self.edges[0].div_ceil(OUTPUTS);
+        let first = self.first + TILE;
+        (first < rows * self.columns).then(|| Self::new(first, self.edges))
+    }
+
     /// Row and column of the first output of its position `p`.
     #[inline(always)]
     fn place(&self, p: usize) -> [usize; 2] {
         let p = self.first + p;
         [p / self.columns * OUTPUTS, p % self.columns * OUTPUTS]
+    }
+}
+
+impl Tile {
+    /// The lines of a plane that its transform reads.
+    fn lines(&self, plane: &Plane<'_>, crop: usize, coarse: bool, lines: &mut Vec<*const f32>) {
+        let [up, span] = if coarse { [2, SPAN / 2] } else { [1, SPAN] };
+        let values = plane.values();
+        let mut p = 0;
+        while p < self.count {
+            let [y, x] = self.place(p);
+            let count = (self.columns - x / OUTPUTS).min(self.count - p);
+            for block in 0..plane.blocks() {
+                for row in 0..span {
+                    let row = (y / up + crop + row).min(plane.edges()[0] - 1);
+                    let at = plane.at(block, row as isize, (x / up + crop) as isize);
+                    let voxels = (count - 1) * OUTPUTS / up + span;
+                    lines.extend((0..voxels).map(|voxel| values[at + voxel * BLOCK..].as_ptr()));
+                }
+            }
+            p += count;
+        }
     }
 }
 
@@ -107,7 +141,8 @@ fn column(
     let slots = slots(conv);
     let mut next: Vec<usize> = conv.sources.iter().map(|source| source.first_plane(planes.start)).collect();
     let mut taps = Vec::with_capacity(slots);
-    for z in planes {
+    let mut ahead = Vec::new();
+    for z in planes.clone() {
         taps.clear();
         let mut slot = 0;
         for ((source, view), next) in conv.sources.iter().zip(views).zip(&mut next) {
@@ -124,10 +159,36 @@ fn column(
             }
             slot += source.slots();
         }
-        isa.run(Products { conv, ring, taps: &taps, parity: z % 2, count: tile.count, products });
+        ahead.clear();
+        for ((source, view), next) in conv.sources.iter().zip(views).zip(&next) {
+            // The next planes of this column, or the first ones of the next.
+            let (tile, planes) = if z + 1 < planes.end {
+                (Some(tile), *next..source.first_plane(z + 1) + source.depth())
+            } else {
+                let first = source.first_plane(planes.start);
+                (tile.next(), first..first + source.depth())
+            };
+            for plane in tile.iter().flat_map(|tile| planes.clone().map(move |plane| (tile, plane))) {
+                plane.0.lines(
+                    view.planes[plane.1],
+                    view.crop,
+                    matches!(source, Source::Coarse(_)),
+                    &mut ahead,
+                );
+            }
+        }
+        isa.run(Products {
+            conv,
+            ring,
+            taps: &taps,
+            parity: z % 2,
+            count: tile.count,
+            ahead: &ahead,
+            products,
+        });
         for block in 0..conv.c_out() / BLOCK {
             let products = &products[block * POINTS * TILE_LEN..][..POINTS * TILE_LEN];
-            isa.run(Outputs { products, lanes: Lanes::of(&conv.activation, block), block, tile, z, target });
+            isa.run(Outputs { products, activation: &conv.activation, block, tile, z, target });
         }
     }
 }
@@ -222,6 +283,8 @@ struct Products<'a> {
     parity: usize,
     /// Positions.
     count: usize,
+    /// Lines that will be read next.
+    ahead: &'a [*const f32],
     /// `[output block][point][position][16]`.
     products: &'a mut [f32],
 }
@@ -246,7 +309,7 @@ impl Products<'_> {
     /// In tiles of `M` positions by `V` vectors of output channels.
     #[inline(always)]
     unsafe fn all<S: Simd, const M: usize, const V: usize>(self) {
-        let Self { conv, ring, taps, parity, count, products } = self;
+        let Self { conv, ring, taps, parity, count, ahead, products } = self;
         let (blocks, slots) = (conv.c_out() / BLOCK, taps.len());
         let per_block = slots * BLOCK * BLOCK;
         let weights =
@@ -254,7 +317,12 @@ impl Products<'_> {
         assert!(TILE.is_multiple_of(M) && count <= TILE && taps.iter().all(|tap| *tap < slots * TILE_LEN));
         assert!(ring.len() >= POINTS * slots * TILE_LEN && products.len() >= blocks * POINTS * TILE_LEN);
         let mut rows = vec![std::ptr::null(); slots];
+        let mut ahead = ahead.chunks(ahead.len().div_ceil(POINTS).max(1));
         for point in 0..POINTS {
+            for line in ahead.next().unwrap_or_default() {
+                // SAFETY: the caller has S.
+                unsafe { S::prefetch(*line) };
+            }
             for (row, tap) in rows.iter_mut().zip(taps) {
                 *row = ring[point * slots * TILE_LEN + tap..].as_ptr();
             }
@@ -283,7 +351,7 @@ impl Products<'_> {
 struct Outputs<'a> {
     /// `[point][position][16]`.
     products: &'a [f32],
-    lanes: Lanes<'a>,
+    activation: &'a Activation,
     block: usize,
     tile: Tile,
     z: usize,
@@ -308,13 +376,15 @@ impl Outputs<'_> {
     /// With `V` vectors to a block of channels.
     #[inline(always)]
     unsafe fn all<S: Simd, const V: usize>(self) {
-        let Self { products, lanes, block, tile, z, target } = self;
+        let Self { products, activation, block, tile, z, target } = self;
         assert!(products.len() == POINTS * TILE_LEN && tile.count <= TILE);
+        // SAFETY: the caller has S, and V vectors are a block.
+        let finish = unsafe { Finish::<S, V>::of(activation, block) };
+        let mut outputs = [[[0.0; BLOCK]; OUTPUTS]; OUTPUTS];
         for p in 0..tile.count {
             // SAFETY: vectors of the position's 36 products; outputs inside the plane, which are this task's alone; the caller
             // has S.
             unsafe {
-                let mut outputs = [[[S::splat(0.0); V]; OUTPUTS]; OUTPUTS];
                 for v in 0..V {
                     let from = products.as_ptr().add(p * BLOCK + v * S::LANES);
                     let mut columns = [[S::splat(0.0); OUTPUTS]; SPAN];
@@ -329,15 +399,14 @@ impl Outputs<'_> {
                         let [c0, c1, c2, c3, c4, c5] = columns;
                         let row = inverse::<S>([c0[y], c1[y], c2[y], c3[y], c4[y], c5[y]]);
                         for x in 0..OUTPUTS {
-                            outputs[y][x][v] = lanes.apply::<S>(row[x], v);
+                            S::store(outputs[y][x].as_mut_ptr().add(v * S::LANES), row[x]);
                         }
                     }
                 }
                 let [top, left] = tile.place(p);
-                for y in 0..OUTPUTS.min(tile.edges[0] - top) {
-                    for x in 0..OUTPUTS.min(tile.edges[1] - left) {
-                        target.write::<S, V>(block, [z, top + y, left + x], outputs[y][x]);
-                    }
+                let columns = OUTPUTS.min(tile.edges[1] - left);
+                for (y, row) in outputs.iter().enumerate().take(tile.edges[0] - top) {
+                    target.write::<S, V>(block, [z, top + y, left], &row[..columns], &finish);
                 }
             }
         }

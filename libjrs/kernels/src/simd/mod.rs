@@ -160,6 +160,10 @@ pub(crate) trait Simd: Copy {
     /// The inverse of [`Simd::deal`].
     unsafe fn interleave(to: *mut f32, values: [Self::V; 4]);
 
+    /// Hints that the line at that address will be read soon. The address need not be valid.
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
+
     /// The inner loop of the convolution: for each tap `t`, channel `c` and vector `v` of the tile,
     /// `acc[c][v] += weights[t*C + c] * input[offsets[t] + v*LANES ..]`.
     ///
