@@ -128,6 +128,9 @@ fn run_avx512<K: Kernel>(kernel: K) {
     unsafe { kernel.run::<Avx512>() }
 }
 
+/// Lanes of the widest vectors.
+pub(crate) const MOST_LANES: usize = 16;
+
 /// Vector operations.
 ///
 /// # Safety

@@ -21,6 +21,7 @@ mod transforms;
 use rayon::prelude::*;
 
 use super::correlate::Correlation;
+use crate::LINE;
 use crate::pool::{Buffer, SCRATCH};
 use crate::shared::SharedMut;
 use crate::simd::{Kernel, Simd};
@@ -116,6 +117,28 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
+    /// The rows of input plane `z`, counted from the first tap's, that the task reads: of which rows on, and behind which.
+    fn rows(&self, z: usize) -> Option<(usize, [isize; 2])> {
+        let Self { conv, cut, first, .. } = self;
+        let z = conv.start[0] + z as isize;
+        let top = conv.start[1] + (BLOCK * (first / cut.row)) as isize;
+        // Of the row of blocks below the chunk only the first two rows count.
+        let below = (first % cut.row + cut.chunk - 1) / cut.row + 1;
+        let inside = z >= 0 && z < conv.input[0] as isize;
+        inside.then_some((z as usize, [top, top + (BLOCK * below + 2) as isize]))
+    }
+
+    /// The lines that [`PackPhases`] reads of that plane.
+    fn lines(&self, x: &[f32], z: usize, lines: &mut Vec<*const f32>) {
+        let [d, h, w] = self.conv.input;
+        let Some((z, rows)) = self.rows(z) else { return };
+        let [from, to] = rows.map(|row| row.clamp(0, h as isize) as usize * w);
+        for ci in 0..self.conv.c_in {
+            let plane = &x[((self.batch * self.conv.c_in + ci) * d + z) * h * w..][..h * w];
+            lines.extend(plane[from..to].iter().step_by(LINE).map(std::ptr::from_ref));
+        }
+    }
+
     /// Copies the outputs of plane `z` of channel `co` to `y`.
     fn store(&self, [z, co]: [usize; 2], outputs: &[f32], y: &SharedMut<'_>) {
         let Self { conv, cut, .. } = self;
@@ -169,7 +192,7 @@ pub(super) fn run(
     cut.tasks(conv).into_par_iter().for_each(|task| {
         let [mut phases, mut ring, mut products, mut outputs] = scratch.map(|len| SCRATCH.take(len));
         let [start, end] = task.planes;
-        let mut next = start;
+        let (mut next, mut ahead) = (start, Vec::new());
         for z in start..end {
             while next < z + 3 {
                 conv.isa.run(PackPhases { task, x, z: next, phases: &mut phases });
@@ -177,7 +200,11 @@ pub(super) fn run(
                 conv.isa.run(InputTransform { task, phases: &phases, plane });
                 next += 1;
             }
+            if z + 1 < end {
+                task.lines(x, next, &mut ahead);
+            }
             conv.isa.run(Products {
+                ahead: &std::mem::take(&mut ahead),
                 planes: &ring,
                 offsets: &offsets[z % 3],
                 weights: &weights,
@@ -193,32 +220,33 @@ pub(super) fn run(
     });
 }
 
-/// G g G' of every (co, ci, kz): `[point][output block][kz][ci][channel of the block]`.
+/// G g G' of every (co, ci, kz): `[output block][point][kz][ci][channel of the block]`.
 fn transform_weights(
     conv: &Correlation,
     lanes: usize,
     weight: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync,
 ) -> Buffer<'static> {
     let taps = 3 * conv.c_in;
-    let blocks = conv.c_out.div_ceil(lanes);
     let mut weights = SCRATCH.take(weights_len(conv));
-    if !conv.c_out.is_multiple_of(lanes) {
-        weights.fill(0.0); // channels that are not there
-    }
-    for co in 0..conv.c_out {
-        for ci in 0..conv.c_in {
-            for kz in 0..3 {
-                let rows = [0, 1, 2].map(|ky| filter([0, 1, 2].map(|kx| weight(co, ci, [kz, ky, kx]))));
-                let at = (co / lanes * taps + kz * conv.c_in + ci) * lanes + co % lanes;
+    weights.par_chunks_exact_mut(POINTS * taps * lanes).enumerate().for_each(|(block, weights)| {
+        let channels = lanes.min(conv.c_out - block * lanes);
+        if channels < lanes {
+            weights.fill(0.0); // channels that are not there
+        }
+        for tap in 0..taps {
+            let (kz, ci) = (tap / conv.c_in, tap % conv.c_in);
+            for lane in 0..channels {
+                let g = |ky: usize, kx: usize| weight(block * lanes + lane, ci, [kz, ky, kx]);
+                let rows = [0, 1, 2].map(|ky| filter([0, 1, 2].map(|kx| g(ky, kx))));
                 for px in 0..SPAN {
                     let column = filter([rows[0][px], rows[1][px], rows[2][px]]);
                     for (py, &value) in column.iter().enumerate() {
-                        weights[(py * SPAN + px) * blocks * taps * lanes + at] = value;
+                        weights[((py * SPAN + px) * taps + tap) * lanes + lane] = value;
                     }
                 }
             }
         }
-    }
+    });
     weights
 }
 
@@ -229,11 +257,13 @@ fn weights_len(conv: &Correlation) -> usize {
 
 /// For each of the 36 points, the sum over kz and ci of weights times transformed planes.
 struct Products<'a> {
+    /// Lines that will be read next.
+    ahead: &'a [*const f32],
     /// `[point][register tile][plane of the ring][channel][position of the tile]`.
     planes: &'a [f32],
     /// Per (kz, ci): where its row lies in a register tile's block.
     offsets: &'a [usize],
-    /// `[point][output block][kz, ci][channel of the block]`.
+    /// `[output block][point][kz, ci][channel of the block]`.
     weights: &'a [f32],
     chunk: usize,
     /// `[register tile][output channel][point][position of the tile]`.
@@ -257,19 +287,24 @@ impl Kernel for Products<'_> {
 impl Products<'_> {
     #[inline(always)]
     unsafe fn all<S: Simd, const C: usize>(self) {
-        let Self { planes, offsets, weights, chunk, products } = self;
+        let Self { ahead, planes, offsets, weights, chunk, products } = self;
         let (taps, width) = (offsets.len(), VECTORS * S::LANES);
         let blocks = weights.len() / (POINTS * taps * C);
         assert!(chunk.is_multiple_of(width) && offsets.iter().all(|&offset| offset + width <= taps * width));
         assert!(planes.len() >= POINTS * taps * chunk && products.len() >= POINTS * blocks * C * chunk);
+        let mut ahead = ahead.chunks(ahead.len().div_ceil(POINTS).max(1));
         for point in 0..POINTS {
+            for &line in ahead.next().unwrap_or_default() {
+                // SAFETY: the caller has S.
+                unsafe { S::prefetch(line) };
+            }
             for tile in 0..chunk / width {
                 for block in 0..blocks {
                     // SAFETY: `planes` holds `taps` rows of a tile per point and tile, `weights` C values per tap, block
                     // and point, `products` 36 rows of a tile per channel and tile (asserted above); the caller has S.
                     unsafe {
                         let input = planes.as_ptr().add((point * chunk + tile * width) * taps);
-                        let weights = weights.as_ptr().add((point * blocks + block) * taps * C);
+                        let weights = weights.as_ptr().add((block * POINTS + point) * taps * C);
                         let to = ((tile * blocks + block) * C * POINTS + point) * width;
                         let products = products.as_mut_ptr().add(to);
                         let mut acc = [[S::splat(0.0); VECTORS]; C];

@@ -1,6 +1,7 @@
 //! Into Winograd's domain and back: the kernels around the products.
 
 use super::{Task, VECTORS};
+use crate::simd::MOST_LANES;
 use crate::simd::{Kernel, Simd};
 use crate::winograd::{BLOCK, POINTS, SPAN, forward, inverse};
 
@@ -17,20 +18,16 @@ impl Kernel for PackPhases<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self { task, x, z, phases } = self;
-        let Task { conv, cut, batch, first, .. } = task;
+        let Task { conv, cut, batch, .. } = task;
         let [d, h, w] = conv.input;
-        let z = conv.start[0] + z as isize;
-        if z < 0 || z >= d as isize {
+        let Some((z, [top, end])) = task.rows(z) else {
             phases.fill(0.0);
             return;
-        }
-        let top = conv.start[1] + (BLOCK * (first / cut.row)) as isize;
-        // Of the row of blocks below the chunk only the first two rows count.
-        let below = (first % cut.row + cut.chunk - 1) / cut.row + 1;
+        };
         let area = cut.area();
         for (ci, channel) in phases.chunks_exact_mut(BLOCK * BLOCK * area).enumerate() {
-            let plane = &x[((batch * conv.c_in + ci) * d + z as usize) * h * w..][..h * w];
-            for i in 0..BLOCK * below + 2 {
+            let plane = &x[((batch * conv.c_in + ci) * d + z) * h * w..][..h * w];
+            for i in 0..(end - top) as usize {
                 let rows = &mut channel[i % BLOCK * BLOCK * area + i / BLOCK * cut.row..];
                 let y = top + i as isize;
                 if y < 0 || y >= h as isize {
@@ -51,25 +48,36 @@ impl Kernel for PackPhases<'_> {
 #[inline(always)]
 unsafe fn deal<S: Simd>(source: &[f32], from: isize, to: &mut [f32], area: usize, row: usize) {
     assert!(to.len() >= (BLOCK - 1) * area + row);
-    // Padding at the start is less than a block.
-    let first = usize::from(from < 0);
-    let inside = |i: usize| ((from + (BLOCK * i) as isize) as usize).min(source.len());
-    let end = row.min(first + (source.len() - inside(first)) / BLOCK);
-    let whole = first + (end - first) / S::LANES * S::LANES;
-    for i in (first..whole).step_by(S::LANES) {
-        // SAFETY: blocks i .. i + LANES lie inside the source, and i + LANES <= row inside each phase; the caller has S.
-        unsafe {
-            let values = S::deal(source.as_ptr().add(inside(i)));
-            for phase in 0..BLOCK {
-                S::store(to.as_mut_ptr().add(phase * area + i), values[phase]);
-            }
-        }
-    }
-    for i in (0..first).chain(whole..row) {
-        for phase in 0..BLOCK {
-            let at = from + (BLOCK * i + phase) as isize;
+    if row < S::LANES {
+        for i in 0..BLOCK * row {
+            let at = from + i as isize;
             let inside = at >= 0 && (at as usize) < source.len();
-            to[phase * area + i] = if inside { source[at as usize] } else { 0.0 };
+            to[i % BLOCK * area + i / BLOCK] = if inside { source[at as usize] } else { 0.0 };
+        }
+        return;
+    }
+    for i in (0..row).step_by(S::LANES) {
+        // The last vector begins earlier rather than ending late.
+        let i = i.min(row - S::LANES);
+        let at = from + (BLOCK * i) as isize;
+        // At the ends of the source the values that are there, among zeros.
+        let mut padded = [0.0; BLOCK * MOST_LANES];
+        let values = match usize::try_from(at) {
+            Ok(at) if at + BLOCK * S::LANES <= source.len() => &source[at..][..BLOCK * S::LANES],
+            _ => {
+                let [start, end] =
+                    [at, at + (BLOCK * S::LANES) as isize].map(|i| i.clamp(0, source.len() as isize));
+                let inside = &source[start as usize..end as usize];
+                padded[(start - at) as usize..][..inside.len()].copy_from_slice(inside);
+                &padded[..BLOCK * S::LANES]
+            }
+        };
+        // SAFETY: as many values as the instructions read, and room in each phase; the caller has S.
+        unsafe {
+            let vectors = S::deal(values.as_ptr());
+            for phase in 0..BLOCK {
+                S::store(to.as_mut_ptr().add(phase * area + i), vectors[phase]);
+            }
         }
     }
 }
