@@ -24,7 +24,7 @@ use super::correlate::Correlation;
 use crate::LINE;
 use crate::pool::{Buffer, SCRATCH};
 use crate::shared::SharedMut;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, MOST_LANES, Simd};
 use crate::winograd::{BLOCK, POINTS, SPAN, filter};
 use transforms::{InputTransform, Interleave, OutputTransform, PackPhases};
 
@@ -83,9 +83,9 @@ impl Cut {
         ]
     }
 
-    /// Values of a phase. The last position between rows reads one too far.
+    /// Values of a phase. The last position between rows reads one too far, and the last row is written in whole vectors.
     fn area(&self) -> usize {
-        self.rows * self.row + 1
+        self.rows * self.row + MOST_LANES
     }
 
     fn tasks<'a>(&'a self, conv: &'a Correlation) -> Vec<Task<'a>> {

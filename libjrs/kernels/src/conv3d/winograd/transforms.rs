@@ -41,24 +41,14 @@ impl Kernel for PackPhases<'_> {
     }
 }
 
-/// `to[phase * area + i] = source[from + 4*i + phase]` for `i < row`, 0 outside.
+/// `to[phase * area + i] = source[from + 4*i + phase]` for `i < row`, 0 outside; up to a vector behind that is overwritten.
 ///
 /// # Safety
 /// The processor must have `S`'s instructions.
 #[inline(always)]
 unsafe fn deal<S: Simd>(source: &[f32], from: isize, to: &mut [f32], area: usize, row: usize) {
-    assert!(to.len() >= (BLOCK - 1) * area + row);
-    if row < S::LANES {
-        for i in 0..BLOCK * row {
-            let at = from + i as isize;
-            let inside = at >= 0 && (at as usize) < source.len();
-            to[i % BLOCK * area + i / BLOCK] = if inside { source[at as usize] } else { 0.0 };
-        }
-        return;
-    }
+    assert!(to.len() >= (BLOCK - 1) * area + row.next_multiple_of(S::LANES));
     for i in (0..row).step_by(S::LANES) {
-        // The last vector begins earlier rather than ending late.
-        let i = i.min(row - S::LANES);
         let at = from + (BLOCK * i) as isize;
         // At the ends of the source the values that are there, among zeros.
         let mut padded = [0.0; BLOCK * MOST_LANES];
@@ -68,7 +58,7 @@ unsafe fn deal<S: Simd>(source: &[f32], from: isize, to: &mut [f32], area: usize
                 let [start, end] =
                     [at, at + (BLOCK * S::LANES) as isize].map(|i| i.clamp(0, source.len() as isize));
                 let inside = &source[start as usize..end as usize];
-                padded[(start - at) as usize..][..inside.len()].copy_from_slice(inside);
+                padded[at.min(0).unsigned_abs()..][..inside.len()].copy_from_slice(inside);
                 &padded[..BLOCK * S::LANES]
             }
         };
