@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use jrs_kernels::pool::{Pool, SCRATCH};
+use rayon::prelude::*;
 
 pub use cpu::CpuEngine;
 #[cfg(feature = "cube")]
@@ -99,9 +100,14 @@ pub fn infer_within(
     for (done, tile) in plan.tiles.iter().enumerate() {
         let tile_fixed = cut(fixed, size, tile, floors[0]);
         let tile_moving = cut(moving, size, tile, floors[1]);
-        engine.displacement(&tile_fixed, &tile_moving, tile.input_size(), &mut tile_u)?;
-        for (whole, part) in u.iter_mut().zip(&tile_u) {
-            paste(part, tile, whole, wanted);
+        // Where one tile is all that is wanted, its output is the result.
+        let whole = tile.keep == *wanted && tile.output_size() == wanted.each_ref().map(Range::len);
+        let to = if whole { &mut u } else { &mut tile_u };
+        engine.displacement(&tile_fixed, &tile_moving, tile.input_size(), to)?;
+        if !whole {
+            for (whole, part) in u.iter_mut().zip(&tile_u) {
+                paste(part, tile, whole, wanted);
+            }
         }
         progress.step("network", done + 1, plan.tiles.len())?;
     }
@@ -148,30 +154,30 @@ fn check_input(fixed: &[f32], moving: &[f32], size: [usize; 3]) -> Result<()> {
 
 /// The image's own minimum, which pads it.
 fn minimum(image: &[f32]) -> f32 {
-    image.iter().copied().fold(f32::INFINITY, f32::min)
+    image.par_iter().copied().reduce(|| f32::INFINITY, f32::min)
 }
 
 /// A tile's input: the image where it has voxels, `floor` elsewhere.
 fn cut(image: &[f32], size: [usize; 3], tile: &Tile, floor: f32) -> Vec<f32> {
     let [nx, ny, nz] = tile.input_size();
-    let mut out = vec![floor; nx * ny * nz];
+    let mut out = vec![0.0; nx * ny * nz];
     // Padded voxel p is image voxel p - MARGIN.
     let inside = |a: usize| {
         let Range { start, end } = tile.input[a].clone();
         start.max(MARGIN)..end.min(size[a] + MARGIN)
     };
     let (xs, ys, zs) = (inside(0), inside(1), inside(2));
-    if xs.is_empty() {
-        return out;
-    }
-    for z in zs {
+    out.par_chunks_exact_mut(nx * ny).zip(tile.input[2].clone()).for_each(|(plane, z)| {
+        plane.fill(floor);
+        if xs.is_empty() || !zs.contains(&z) {
+            return;
+        }
         for y in ys.clone() {
             let from = xs.start - MARGIN + size[0] * (y - MARGIN + size[1] * (z - MARGIN));
-            let to = xs.start - tile.input[0].start
-                + nx * (y - tile.input[1].start + ny * (z - tile.input[2].start));
-            out[to..to + xs.len()].copy_from_slice(&image[from..from + xs.len()]);
+            let to = xs.start - tile.input[0].start + nx * (y - tile.input[1].start);
+            plane[to..to + xs.len()].copy_from_slice(&image[from..from + xs.len()]);
         }
-    }
+    });
     out
 }
 
