@@ -20,6 +20,7 @@ use crate::progress::{Progress, Stopwatch};
 use crate::reach::{needed, reached};
 use crate::refine::{LevelReport, RefineOptions, refine};
 use crate::resample::{gaussian_smooth, working_grid};
+use crate::volume::first_not_finite;
 use crate::working::working_pair;
 use crate::{Affine, DisplacementField, Error, Grid, Result, Volume};
 
@@ -329,7 +330,7 @@ fn check_scan(scan: &Volume<f32>, name: &str) -> Result<()> {
     if scan.grid.is_empty() {
         return Err(Error::input(format!("the {name} scan has {:?} voxels", scan.grid.size), fix));
     }
-    if let Some(i) = scan.data.par_iter().position_first(|v| !v.is_finite()) {
+    if let Some(i) = first_not_finite(&scan.data) {
         return Err(Error::input(format!("the {name} scan holds {} at voxel number {i}", scan.data[i]), fix));
     }
     let [low, high] = scan.range();

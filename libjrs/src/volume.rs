@@ -54,6 +54,15 @@ impl Volume<f32> {
     }
 }
 
+/// Where the first value is that is infinite or not a number. In chunks, which the compiler turns into vectors, unlike
+/// an iterator that may stop at any value.
+pub(crate) fn first_not_finite(values: &[f32]) -> Option<usize> {
+    const CHUNK: usize = 1 << 14;
+    let is_bad = |chunk: &[f32]| !chunk.iter().fold(true, |finite, v| finite & v.is_finite());
+    let chunk = values.par_chunks(CHUNK).position_first(is_bad)?;
+    (chunk * CHUNK..values.len()).find(|&i| !values[i].is_finite())
+}
+
 /// A dense displacement field (DVF) on the fixed grid.
 ///
 /// `u(x)` is in **LPS millimetres**, pull-back: the moving image is read at `x + u(x)`. Three separate planes

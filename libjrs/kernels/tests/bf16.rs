@@ -1,8 +1,9 @@
 //! The convolution in bf16 and in sums of two bf16 against its definition in f64, on the emulated unit and on the processor's where it has one.
 
+use jrs_kernels::activation::{Activation, Head};
 use jrs_kernels::bf16::{
-    Activation, Filter, Format, Head, Job, Output, Part, Plane, Taps, Unit, View, coarse_taps, convolve,
-    paired_tap, stack_images,
+    Filter, Format, Job, Output, Part, Plane, Taps, Unit, View, coarse_taps, convolve, paired_tap,
+    stack_images,
 };
 use jrs_kernels::pool::Pool;
 

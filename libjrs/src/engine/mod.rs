@@ -154,7 +154,8 @@ fn check_input(fixed: &[f32], moving: &[f32], size: [usize; 3]) -> Result<()> {
 
 /// The image's own minimum, which pads it.
 fn minimum(image: &[f32]) -> f32 {
-    image.par_iter().copied().reduce(|| f32::INFINITY, f32::min)
+    let of = |part: &[f32]| part.iter().copied().fold(f32::INFINITY, f32::min);
+    image.par_chunks(1 << 16).map(of).reduce(|| f32::INFINITY, f32::min)
 }
 
 /// A tile's input: the image where it has voxels, `floor` elsewhere.

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use crate::atomic::write_atomically;
 use crate::geometry::voxel_count;
-use crate::volume::Volume;
+use crate::volume::{Volume, first_not_finite};
 use crate::{Error, Result, gzip};
 use header::{HEADER_BYTES, Kind, RawHeader, contents, is_gzip};
 
@@ -39,7 +39,7 @@ pub enum Sample {
 pub fn read_image(path: impl AsRef<Path>) -> Result<Volume<f32>> {
     let path = path.as_ref();
     let volume = read(path)?;
-    if let Some(first) = volume.data.par_iter().position_first(|v| !v.is_finite()) {
+    if let Some(first) = first_not_finite(&volume.data) {
         let bad = volume.data.iter().filter(|v| !v.is_finite()).count();
         let [nx, ny, _] = volume.grid.size;
         let voxel = [first % nx, first / nx % ny, first / (nx * ny)];

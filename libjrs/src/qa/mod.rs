@@ -23,7 +23,7 @@ use crate::metrics::{
     surface_distances,
 };
 use crate::resample::resample_labels;
-use crate::volume::{DisplacementField, Volume};
+use crate::volume::{DisplacementField, Volume, first_not_finite};
 use crate::{Error, Result};
 
 /// Organ names by label id (1..=5), as in science.md section 1.
@@ -273,7 +273,7 @@ fn check(input: &QaInput) -> Result<()> {
         same("the total field", total.grid.size, "fixed", fixed)?;
     }
     for field in [Some(input.field), input.backward].into_iter().flatten() {
-        let bad = |u: &Vec<f32>| u.par_iter().copied().find_first(|v| !v.is_finite());
+        let bad = |u: &Vec<f32>| first_not_finite(u).map(|i| u[i]);
         if let Some(bad) = field.u.iter().find_map(bad) {
             return Err(Error::input(
                 format!("the displacement field holds {bad}"),

@@ -44,7 +44,6 @@ pub use convolve::{Job, Output, Part, View, convolve};
 pub use filter::{Filter, Taps, coarse_taps, paired_tap};
 pub use plane::{Plane, stack_images};
 
-pub use crate::activation::{Activation, Head};
 pub use crate::unit::Unit;
 
 /// How many bf16 a value is the sum of.

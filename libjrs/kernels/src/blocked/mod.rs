@@ -59,6 +59,15 @@ impl Source {
         }
     }
 
+    /// Voxels of the outputs' resolution to one of the planes'.
+    fn up(&self) -> usize {
+        match self {
+            Self::Fine(_) => 1,
+            Self::Coarse(_) => 2,
+        }
+    }
+
+    /// Blocks of channels in all those planes.
     fn slots(&self) -> usize {
         self.depth() * self.channels() / BLOCK
     }

@@ -14,6 +14,8 @@
 //! **A source that is to be upsampled is read as it is**: the 6x6 inputs of a position are 3x3 coarse voxels, and the three fine
 //! planes of an output are two coarse ones, one of which meets the sum of two taps ([`crate::bf16::coarse_taps`]).
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::activation::Activation;
@@ -64,13 +66,13 @@ pub(super) fn run(
     let depth = planes.div_ceil(TASKS.div_ceil(tiles)).max(FEWEST_PLANES.min(planes));
     let parts = planes.div_ceil(depth);
     (0..tiles * parts).into_par_iter().for_each(|task| {
-        let first = task % tiles * TILE;
-        let tile = Tile::new(first, edges);
         let start = task / tiles * depth;
+        let planes = start..planes.min(start + depth);
+        let tile = Tile::new(task % tiles * TILE, edges);
         let mut buffer = SCRATCH.take(scratch_len);
         let skip = to_line(buffer.as_ptr());
         let (ring, products) = buffer[skip..].split_at_mut(ring_len(conv));
-        column(conv, isa, views, tile, start..planes.min(start + depth), [ring, products], target);
+        Column { conv, isa, views, tile, planes, target }.run(ring, products);
     });
 }
 
@@ -104,91 +106,94 @@ impl Tile {
         let p = self.first + p;
         [p / self.columns * OUTPUTS, p % self.columns * OUTPUTS]
     }
-}
 
-impl Tile {
     /// The lines of a plane that its transform reads.
-    fn lines(&self, plane: &Plane<'_>, crop: usize, coarse: bool, lines: &mut Vec<*const f32>) {
-        let [up, span] = if coarse { [2, SPAN / 2] } else { [1, SPAN] };
-        let values = plane.values();
+    fn lines(&self, plane: &Plane<'_>, source: Source, crop: usize, lines: &mut Vec<*const f32>) {
+        let (up, values) = (source.up(), plane.values());
         let mut p = 0;
         while p < self.count {
             let [y, x] = self.place(p);
+            // As many as lie in this row.
             let count = (self.columns - x / OUTPUTS).min(self.count - p);
-            for block in 0..plane.blocks() {
-                for row in 0..span {
-                    let row = (y / up + crop + row).min(plane.edges()[0] - 1);
-                    let at = plane.at(block, row as isize, (x / up + crop) as isize);
-                    let voxels = (count - 1) * OUTPUTS / up + span;
-                    lines.extend((0..voxels).map(|voxel| values[at + voxel * BLOCK..].as_ptr()));
-                }
+            let voxels = ((count - 1) * OUTPUTS + SPAN) / up;
+            for (block, row) in
+                (0..plane.blocks()).flat_map(|block| (0..SPAN / up).map(move |row| (block, row)))
+            {
+                let row = (y / up + crop + row).min(plane.edges()[0] - 1);
+                let at = plane.at(block, row as isize, (x / up + crop) as isize);
+                lines.extend(values[at..][..voxels * BLOCK].iter().step_by(LINE).map(std::ptr::from_ref));
             }
             p += count;
         }
     }
 }
 
-/// The outputs of a tile in some planes.
-fn column(
-    conv: &Convolution,
+/// A task: the outputs of a tile in some planes.
+struct Column<'a> {
+    conv: &'a Convolution,
     isa: Isa,
-    views: &[View<'_>],
+    views: &'a [View<'a>],
     tile: Tile,
-    planes: std::ops::Range<usize>,
-    [ring, products]: [&mut [f32]; 2],
-    target: &Target<'_>,
-) {
-    let slots = slots(conv);
-    let mut next: Vec<usize> = conv.sources.iter().map(|source| source.first_plane(planes.start)).collect();
-    let mut taps = Vec::with_capacity(slots);
-    let mut ahead = Vec::new();
-    for z in planes.clone() {
-        taps.clear();
+    planes: Range<usize>,
+    target: &'a Target<'a>,
+}
+
+impl Column<'_> {
+    fn run(&self, ring: &mut [f32], products: &mut [f32]) {
+        let Self { conv, isa, tile, target, .. } = *self;
+        let first = |source: &Source| source.first_plane(self.planes.start);
+        let mut next: Vec<usize> = conv.sources.iter().map(first).collect();
+        let (mut taps, mut ahead) = (Vec::new(), Vec::new());
+        for z in self.planes.clone() {
+            self.transform(z, &mut next, ring, &mut taps);
+            self.ahead(z, &next, &mut ahead);
+            let (parity, count) = (z % 2, tile.count);
+            isa.run(Products { conv, ring, taps: &taps, parity, count, ahead: &ahead, products });
+            for block in 0..conv.c_out() / BLOCK {
+                let products = &products[block * POINTS * TILE_LEN..][..POINTS * TILE_LEN];
+                isa.run(Outputs { products, activation: &conv.activation, block, tile, z, target });
+            }
+        }
+    }
+
+    /// Transforms what output plane `z` meets and is not in the ring yet, `next` of each source on; `taps` says where all that it meets lies
+    /// behind a point's first slot, in the order of the weights.
+    fn transform(&self, z: usize, next: &mut [usize], ring: &mut [f32], taps: &mut Vec<usize>) {
+        let slots = slots(self.conv);
         let mut slot = 0;
-        for ((source, view), next) in conv.sources.iter().zip(views).zip(&mut next) {
+        taps.clear();
+        for ((source, view), next) in self.conv.sources.iter().zip(self.views).zip(next) {
             let (first, depth, blocks) = (source.first_plane(z), source.depth(), source.channels() / BLOCK);
+            let place = |plane: usize| (slot + plane % depth * blocks) * TILE_LEN;
             while *next < first + depth {
-                let to = (slot + *next % depth * blocks) * TILE_LEN;
-                let coarse = matches!(source, Source::Coarse(_));
-                let plane = view.planes[*next];
-                isa.run(Transform { plane, crop: view.crop, coarse, tile, slots, to: &mut ring[to..] });
+                let (plane, to) = (view.planes[*next], &mut ring[place(*next)..]);
+                self.isa.run(Transform {
+                    plane,
+                    crop: view.crop,
+                    up: source.up(),
+                    tile: self.tile,
+                    slots,
+                    to,
+                });
                 *next += 1;
             }
             for plane in first..first + depth {
-                taps.extend((0..blocks).map(|block| (slot + plane % depth * blocks + block) * TILE_LEN));
+                taps.extend((0..blocks).map(|block| place(plane) + block * TILE_LEN));
             }
             slot += source.slots();
         }
-        ahead.clear();
-        for ((source, view), next) in conv.sources.iter().zip(views).zip(&next) {
-            // The next planes of this column, or the first ones of the next.
-            let (tile, planes) = if z + 1 < planes.end {
-                (Some(tile), *next..source.first_plane(z + 1) + source.depth())
-            } else {
-                let first = source.first_plane(planes.start);
-                (tile.next(), first..first + source.depth())
-            };
-            for plane in tile.iter().flat_map(|tile| planes.clone().map(move |plane| (tile, plane))) {
-                plane.0.lines(
-                    view.planes[plane.1],
-                    view.crop,
-                    matches!(source, Source::Coarse(_)),
-                    &mut ahead,
-                );
+    }
+
+    /// What will be transformed after output plane `z`: the next planes of this tile, or in the end the first ones of the next tile.
+    fn ahead(&self, z: usize, next: &[usize], lines: &mut Vec<*const f32>) {
+        lines.clear();
+        let last = z + 1 == self.planes.end;
+        let Some(tile) = (if last { self.tile.next() } else { Some(self.tile) }) else { return };
+        for ((source, view), next) in self.conv.sources.iter().zip(self.views).zip(next) {
+            let first = source.first_plane(if last { self.planes.start } else { z + 1 });
+            for plane in if last { first } else { *next }..first + source.depth() {
+                tile.lines(view.planes[plane], *source, view.crop, lines);
             }
-        }
-        isa.run(Products {
-            conv,
-            ring,
-            taps: &taps,
-            parity: z % 2,
-            count: tile.count,
-            ahead: &ahead,
-            products,
-        });
-        for block in 0..conv.c_out() / BLOCK {
-            let products = &products[block * POINTS * TILE_LEN..][..POINTS * TILE_LEN];
-            isa.run(Outputs { products, activation: &conv.activation, block, tile, z, target });
         }
     }
 }
@@ -197,8 +202,8 @@ fn column(
 struct Transform<'a> {
     plane: &'a Plane<'a>,
     crop: usize,
-    /// To be upsampled.
-    coarse: bool,
+    /// By how much it is to be upsampled.
+    up: usize,
     tile: Tile,
     slots: usize,
     /// The ring from the plane's first slot on.
@@ -208,14 +213,13 @@ struct Transform<'a> {
 impl Kernel for Transform<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { plane, crop, coarse, tile, slots, to } = self;
+        let Self { plane, crop, up, tile, slots, to } = self;
         let (step, last) = (slots * TILE_LEN, plane.edges()[0] - 1);
         assert!(to.len() >= (POINTS - 1) * step + plane.blocks() * TILE_LEN && tile.count <= TILE);
-        let taken = if coarse { SPAN / 2 } else { SPAN };
+        let taken = SPAN / up;
         for block in 0..plane.blocks() {
             for p in 0..tile.count {
-                let [y, x] = tile.place(p);
-                let [y, x] = if coarse { [y / 2, x / 2] } else { [y + crop, x + crop] };
+                let [y, x] = tile.place(p).map(|at| at / up + crop);
                 let mut rows = [std::ptr::null(); SPAN];
                 for i in 0..taken {
                     // Rows behind the last one only meet outputs that are not there.
@@ -227,7 +231,7 @@ impl Kernel for Transform<'_> {
                     // (asserted above); the caller has S.
                     unsafe {
                         let to = to.as_mut_ptr().add(block * TILE_LEN + p * BLOCK + v * S::LANES);
-                        if coarse {
+                        if up == 2 {
                             transform::<S, 2>(&rows, v * S::LANES, to, step);
                         } else {
                             transform::<S, 1>(&rows, v * S::LANES, to, step);
