@@ -86,16 +86,17 @@ fn inference(repeats: usize, conv: &Conv3d) -> Option<f64> {
     }))
 }
 
-/// GFLOP/s of all threads doing nothing but AVX2 multiply-adds on registers.
+/// GFLOP/s of all threads doing nothing but multiply-adds on registers, in the widest vectors.
 #[cfg(target_arch = "x86_64")]
 fn peak(repeats: usize) -> Option<f64> {
     use std::arch::x86_64::*;
 
     const ROUNDS: usize = 2_000_000;
+    const SUMS: usize = 12;
     #[target_feature(enable = "avx2,fma")]
     fn spin() -> f32 {
         let factor = _mm256_set1_ps(0.999);
-        let mut sums = [_mm256_set1_ps(1.0); 12];
+        let mut sums = [_mm256_set1_ps(1.0); SUMS];
         for _ in 0..ROUNDS {
             for sum in &mut sums {
                 *sum = _mm256_fmadd_ps(*sum, factor, factor);
@@ -103,16 +104,29 @@ fn peak(repeats: usize) -> Option<f64> {
         }
         sums.iter().map(|&sum| _mm256_cvtss_f32(sum)).sum()
     }
-    if !Isa::available().contains(&Isa::Avx2) {
-        return None;
+    #[target_feature(enable = "avx512f")]
+    fn spin_wide() -> f32 {
+        let factor = _mm512_set1_ps(0.999);
+        let mut sums = [_mm512_set1_ps(1.0); SUMS];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, factor, factor);
+            }
+        }
+        sums.iter().map(|&sum| _mm512_cvtss_f32(sum)).sum()
     }
+    let lanes = match Isa::best() {
+        Isa::Portable => return None,
+        Isa::Avx2 => 8,
+        _ => 16,
+    };
     let seconds = best(repeats, || {
         rayon::broadcast(|_| {
-            // SAFETY: AVX2 and FMA are available, see above.
-            std::hint::black_box(unsafe { spin() });
+            // SAFETY: of what is available these are the best.
+            std::hint::black_box(unsafe { if lanes == 16 { spin_wide() } else { spin() } });
         });
     });
-    Some((ROUNDS * 12 * 16 * rayon::current_num_threads()) as f64 / seconds / 1e9)
+    Some((ROUNDS * SUMS * 2 * lanes * rayon::current_num_threads()) as f64 / seconds / 1e9)
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -131,7 +145,7 @@ fn main() {
     }
     println!("{:?}, {} threads", Isa::best(), rayon::current_num_threads());
     if let Some(peak) = peak(repeats) {
-        println!("AVX2 peak {peak:.0} GFLOP/s");
+        println!("multiply-adds on registers: {peak:.0} GFLOP/s");
     }
     println!(
         "layer      GFLOP | inference ms  GFLOP/s |   forward ms  GFLOP/s | input grad ms  GFLOP/s | weight grad ms  GFLOP/s"
