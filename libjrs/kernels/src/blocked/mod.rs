@@ -17,6 +17,7 @@ mod direct;
 mod finish;
 mod multiply;
 mod plane;
+mod tile;
 mod winograd;
 
 pub use finish::Output;
@@ -176,7 +177,13 @@ impl Convolution {
 
     fn is_direct(&self) -> bool {
         match self.sources[..] {
-            [Source::Fine(channels)] if self.stride == 2 || !channels.is_multiple_of(BLOCK) => true,
+            [Source::Fine(channels)] if self.stride == 2 || !channels.is_multiple_of(BLOCK) => {
+                assert!(
+                    self.stride == 1 || channels.is_multiple_of(BLOCK),
+                    "{channels} channels at stride 2"
+                );
+                true
+            }
             _ => {
                 let whole = self.sources.iter().all(|source| source.channels().is_multiple_of(BLOCK));
                 assert!(self.stride == 1 && whole, "{:?} at stride {}", self.sources, self.stride);

@@ -1,6 +1,6 @@
 //! Convolution at stride 1 through Winograd's filtering ([`crate::winograd`]) in the planes.
 //!
-//! A position is one 4x4 block of outputs. A task owns [`TILE`] positions and a range of output planes. Going along z it keeps the
+//! A position is one 4x4 block of outputs. A task owns a [`Tile`] of positions and a range of output planes. Going along z it keeps the
 //! transforms of the planes that the next output plane meets (three, or two coarse ones), so that each is made once:
 //!
 //! ```text
@@ -27,12 +27,9 @@ use crate::{LINE, to_line};
 use super::finish::{Finish, Target};
 use super::multiply::multiply;
 use super::plane::{BLOCK, Plane};
+use super::tile::{TILE, TILE_LEN, Tile};
 use super::{Convolution, Source, View};
 
-/// Positions of a task: whole register tiles of any kind.
-const TILE: usize = 24;
-/// Values of a block of channels of a tile.
-const TILE_LEN: usize = TILE * BLOCK;
 /// Tasks that are enough for any number of threads.
 const TASKS: usize = 32;
 /// Fewest output planes of a task, which transforms two more input planes than that.
@@ -61,71 +58,18 @@ pub(super) fn run(
     target: &Target<'_>,
     scratch_len: usize,
 ) {
-    let positions: usize = edges.iter().map(|n| n.div_ceil(OUTPUTS)).product();
-    let tiles = positions.div_ceil(TILE);
+    let tiles = Tile::all(edges);
     let depth = planes.div_ceil(TASKS.div_ceil(tiles)).max(FEWEST_PLANES.min(planes));
     let parts = planes.div_ceil(depth);
     (0..tiles * parts).into_par_iter().for_each(|task| {
         let start = task / tiles * depth;
         let planes = start..planes.min(start + depth);
-        let tile = Tile::new(task % tiles * TILE, edges);
+        let tile = Tile::new(task % tiles, edges);
         let mut buffer = SCRATCH.take(scratch_len);
         let skip = to_line(buffer.as_ptr());
         let (ring, products) = buffer[skip..].split_at_mut(ring_len(conv));
         Column { conv, isa, views, tile, planes, target }.run(ring, products);
     });
-}
-
-/// Some positions of a plane.
-#[derive(Clone, Copy)]
-struct Tile {
-    first: usize,
-    count: usize,
-    /// Positions in a row.
-    columns: usize,
-    /// Outputs along y and x.
-    edges: [usize; 2],
-}
-
-impl Tile {
-    fn new(first: usize, edges: [usize; 2]) -> Self {
-        let [rows, columns] = edges.map(|n| n.div_ceil(OUTPUTS));
-        Self { first, count: TILE.min(rows * columns - first), columns, edges }
-    }
-
-    /// The one behind it, if there is one.
-    fn next(&self) -> Option<Self> {
-        let rows = self.edges[0].div_ceil(OUTPUTS);
-        let first = self.first + TILE;
-        (first < rows * self.columns).then(|| Self::new(first, self.edges))
-    }
-
-    /// Row and column of the first output of its position `p`.
-    #[inline(always)]
-    fn place(&self, p: usize) -> [usize; 2] {
-        let p = self.first + p;
-        [p / self.columns * OUTPUTS, p % self.columns * OUTPUTS]
-    }
-
-    /// The lines of a plane that its transform reads.
-    fn lines(&self, plane: &Plane<'_>, source: Source, crop: usize, lines: &mut Vec<*const f32>) {
-        let (up, values) = (source.up(), plane.values());
-        let mut p = 0;
-        while p < self.count {
-            let [y, x] = self.place(p);
-            // As many as lie in this row.
-            let count = (self.columns - x / OUTPUTS).min(self.count - p);
-            let voxels = ((count - 1) * OUTPUTS + SPAN) / up;
-            for (block, row) in
-                (0..plane.blocks()).flat_map(|block| (0..SPAN / up).map(move |row| (block, row)))
-            {
-                let row = (y / up + crop + row).min(plane.edges()[0] - 1);
-                let at = plane.at(block, row as isize, (x / up + crop) as isize);
-                lines.extend(values[at..][..voxels * BLOCK].iter().step_by(LINE).map(std::ptr::from_ref));
-            }
-            p += count;
-        }
-    }
 }
 
 /// A task: the outputs of a tile in some planes.
