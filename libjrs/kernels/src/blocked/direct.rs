@@ -1,5 +1,7 @@
 //! Convolution as it is defined: of the images, and at stride 2.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::simd::{Isa, Kernel, Simd};
@@ -20,28 +22,27 @@ pub(super) fn run(
     (planes, edges): (usize, [usize; 2]),
     target: &Target<'_>,
 ) {
-    let rows = edges[0].div_ceil(ROWS);
-    (0..planes * rows).into_par_iter().for_each(|task| {
-        let z = task / rows;
+    let parts = edges[0].div_ceil(ROWS);
+    (0..planes * parts).into_par_iter().for_each(|task| {
+        let (z, first) = (task / parts, task % parts * ROWS);
         let inputs = &view.planes[conv.stride * z..][..3];
-        for y in task % rows * ROWS..edges[0].min((task % rows + 1) * ROWS) {
-            isa.run(Row { conv, inputs, place: [z, y], width: edges[1], target });
-        }
+        let rows = first..edges[0].min(first + ROWS);
+        isa.run(Rows { conv, inputs, z, rows, width: edges[1], target });
     });
 }
 
-/// One row of outputs.
-struct Row<'a> {
+/// Some rows of outputs.
+struct Rows<'a> {
     conv: &'a Convolution,
     /// Those that the taps meet along z.
     inputs: &'a [&'a Plane<'a>],
-    /// z, y.
-    place: [usize; 2],
+    z: usize,
+    rows: Range<usize>,
     width: usize,
     target: &'a Target<'a>,
 }
 
-impl Kernel for Row<'_> {
+impl Kernel for Rows<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let wide = self.conv.c_out().is_multiple_of(2 * BLOCK);
@@ -60,7 +61,7 @@ impl Kernel for Row<'_> {
     }
 }
 
-impl Row<'_> {
+impl Rows<'_> {
     /// In tiles of `M` voxels by `V` vectors, of which `B` are a block of channels; `STEP` values from voxel to voxel, `RUN` channels
     /// side by side.
     #[inline(always)]
@@ -74,14 +75,17 @@ impl Row<'_> {
     >(
         self,
     ) {
-        let Self { conv, inputs, place: [z, y], width, target } = self;
+        let Self { conv, inputs, z, rows, width, target } = self;
         let (stride, padding) = (conv.stride, conv.padding() as isize);
+        // Of the first row's first output; others read as far behind.
         let mut taps = Vec::with_capacity(27 * inputs[0].blocks());
+        let pitch = stride * inputs[0].pitch();
         for plane in inputs {
             for ky in 0..3 {
                 for kx in 0..3 {
                     for block in 0..plane.blocks() {
-                        let at = plane.at(block, (stride * y + ky) as isize - padding, kx - padding);
+                        let y = (stride * rows.start + ky) as isize - padding;
+                        let at = plane.at(block, y, kx - padding);
                         taps.push(plane.values()[at..].as_ptr());
                     }
                 }
@@ -94,11 +98,12 @@ impl Row<'_> {
             // SAFETY: the caller has S, and B vectors are a block.
             let finish: [Finish<S, B>; 2] =
                 unsafe { [0, V / B - 1].map(|i| Finish::of(&conv.activation, block + i)) };
-            for x in (0..width).step_by(M) {
-                // SAFETY: `View::check` holds the taps of all outputs inside the planes; voxels of a tile behind the last output
-                // lie in the planes or their slack. The weights were cut to what is read. Rows are one task's.
+            for (y, x) in rows.clone().flat_map(|y| (0..width).step_by(M).map(move |x| (y, x))) {
+                // SAFETY: `Convolution::check` holds the taps of all outputs inside the planes; voxels of a tile behind the last
+                // output lie in the planes or their slack. The weights were cut to what is read. Rows are one task's.
                 unsafe {
-                    let sums = multiply::<S, M, V, STEP, RUN>(&taps, x * STEP, weights.as_ptr(), per_block);
+                    let place = (y - rows.start) * pitch + x * STEP;
+                    let sums = multiply::<S, M, V, STEP, RUN>(&taps, place, weights.as_ptr(), per_block);
                     for i in 0..V / B {
                         for m in 0..M {
                             for v in 0..B {
