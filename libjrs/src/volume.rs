@@ -47,11 +47,30 @@ impl<T: Copy> Volume<T> {
 impl Volume<f32> {
     /// The smallest and the largest value.
     pub fn range(&self) -> [f32; 2] {
-        let join = |[l, h]: [f32; 2], [m, i]: [f32; 2]| [l.min(m), h.max(i)];
-        let none = [f32::INFINITY, f32::NEG_INFINITY];
-        let of = |part: &[f32]| part.iter().fold(none, |range, &v| join(range, [v, v]));
-        self.data.par_chunks(1 << 16).map(of).reduce(|| none, join)
+        range(&self.data)
     }
+}
+
+/// The smallest and the largest of all values that are numbers; infinities the wrong way round if there are none.
+pub(crate) fn range(values: &[f32]) -> [f32; 2] {
+    /// Running extremes, so many that the compiler uses vectors.
+    const LANES: usize = 16;
+    let none = [f32::INFINITY, f32::NEG_INFINITY];
+    let join = |[l, h]: [f32; 2], [m, i]: [f32; 2]| [l.min(m), h.max(i)];
+    let of = |part: &[f32]| {
+        let [mut low, mut high] = none.map(|v| [v; LANES]);
+        let (whole, rest) = part.as_chunks::<LANES>();
+        for values in whole {
+            for lane in 0..LANES {
+                let v = values[lane];
+                low[lane] = if v < low[lane] { v } else { low[lane] };
+                high[lane] = if v > high[lane] { v } else { high[lane] };
+            }
+        }
+        let lanes = low.into_iter().zip(high).map(|(l, h)| [l, h]);
+        lanes.chain(rest.iter().map(|&v| [v, v])).fold(none, join)
+    };
+    values.par_chunks(1 << 16).map(of).reduce(|| none, join)
 }
 
 /// Where the first value is that is infinite or not a number. In chunks, which the compiler turns into vectors, unlike
@@ -86,5 +105,33 @@ impl DisplacementField {
     #[inline]
     pub fn at(&self, i: usize) -> [f32; 3] {
         [self.u[0][i], self.u[1][i], self.u[2][i]]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extremes_are_those_of_all_values_that_are_numbers() {
+        for len in [0, 1, 15, 16, 37, 70_001] {
+            let mut values: Vec<f32> = (0..len).map(|i| ((i * 7919) % 10_007) as f32 - 5000.0).collect();
+            let low = values.iter().copied().fold(f32::INFINITY, f32::min);
+            let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            values.push(f32::NAN);
+            assert_eq!(range(&values), [low, high], "{len} values");
+        }
+    }
+
+    #[test]
+    fn the_first_value_that_is_not_finite_is_found_wherever_it_is() {
+        let mut values = vec![1.0; 50_000];
+        assert_eq!(first_not_finite(&values), None);
+        for (at, bad) in
+            [(49_999, f32::NAN), (16_384, f32::INFINITY), (16_383, f32::NAN), (0, f32::NEG_INFINITY)]
+        {
+            values[at] = bad;
+            assert_eq!(first_not_finite(&values), Some(at));
+        }
     }
 }

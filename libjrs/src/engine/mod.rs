@@ -24,6 +24,7 @@ pub use plan::{Plan, SEAM, Tile, padded};
 
 use crate::network::{INPUT_MULTIPLE, MARGIN, MIN_INPUT};
 use crate::progress::Progress;
+use crate::volume::range;
 use crate::{Error, Result};
 
 /// Computes displacements with the generator. Implementations differ by device, never in meaning.
@@ -95,7 +96,8 @@ pub fn infer_within(
     let voxels = wanted.iter().map(Range::len).product();
     let mut u: [Vec<f32>; 3] = std::array::from_fn(|_| vec![0.0; voxels]);
     let mut tile_u: [Vec<f32>; 3] = Default::default();
-    let floors = [minimum(fixed), minimum(moving)];
+    // Each image's own minimum pads it.
+    let floors = [fixed, moving].map(|image| range(image)[0]);
     progress.step("network", 0, plan.tiles.len())?;
     for (done, tile) in plan.tiles.iter().enumerate() {
         let tile_fixed = cut(fixed, size, tile, floors[0]);
@@ -150,12 +152,6 @@ fn check_input(fixed: &[f32], moving: &[f32], size: [usize; 3]) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// The image's own minimum, which pads it.
-fn minimum(image: &[f32]) -> f32 {
-    let of = |part: &[f32]| part.iter().copied().fold(f32::INFINITY, f32::min);
-    image.par_chunks(1 << 16).map(of).reduce(|| f32::INFINITY, f32::min)
 }
 
 /// A tile's input: the image where it has voxels, `floor` elsewhere.
