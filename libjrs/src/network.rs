@@ -98,6 +98,11 @@ impl Layer {
         if self.block { conv + 2 * self.c_out } else { conv }
     }
 
+    /// The skip connection that joins the generator before this layer.
+    pub fn join(&self) -> Option<&'static Join> {
+        JOINS.iter().find(|join| join.before == self.name)
+    }
+
     /// Output edge for input edge `n`.
     pub const fn output(&self, n: usize) -> usize {
         (n + 2 * self.padding - self.kernel) / self.stride + 1
@@ -120,12 +125,19 @@ impl Layer {
     }
 }
 
+impl Join {
+    /// Channels of the skip.
+    pub fn channels(&self) -> usize {
+        GENERATOR.iter().find(|layer| layer.name == self.skip).expect("a layer of the table").c_out
+    }
+}
+
 /// Multiplications and additions of the generator's convolutions for an input of `size` voxels, by their definition; kernels
 /// may need fewer (Winograd).
 pub fn flops(size: [usize; 3]) -> f64 {
     let mut edges = size;
     let of_layer = |layer: &Layer| {
-        if JOINS.iter().any(|join| join.before == layer.name) {
+        if layer.join().is_some() {
             edges = edges.map(|n| 2 * n);
         }
         edges = edges.map(|n| layer.output(n));

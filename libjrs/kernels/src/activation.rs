@@ -13,8 +13,8 @@ pub struct Activation {
     pub shift: Vec<f32>,
 }
 
-/// The network's head, a 1x1x1 convolution to three components, which is applied to the f32 values of the last block
-/// before they are rounded.
+/// The network's head, a 1x1x1 convolution to three components, which is applied to the f32 values of the last block, whatever
+/// planes are held in.
 #[derive(Clone, Debug)]
 pub struct Head {
     /// Per component and channel.

@@ -1,7 +1,7 @@
 //! The arithmetic of the registration network on plain `f32` slices, for CPUs.
 //!
-//! Tensors are contiguous and in the order `[batch, channel, z, y, x]`; those of inference are planes with channels innermost. Every function uses the current
-//! rayon pool and gives **the same bits for any number of threads**: the work is cut into tasks whose size
+//! Tensors are contiguous and in the order `[batch, channel, z, y, x]`; those of inference are planes with channels innermost. Every
+//! function uses the current rayon pool and gives **the same bits for any number of threads**: the work is cut into tasks whose size
 //! depends on the shapes only, and sums that cross tasks are added in a fixed order.
 //!
 //! | module | forward | gradients |
@@ -31,6 +31,9 @@ pub mod upsample_concat;
 pub mod warp;
 mod winograd;
 
+pub use conv3d::Conv3d;
+pub use simd::Isa;
+
 /// Values of f32 in a cache line.
 const LINE: usize = 16;
 
@@ -38,6 +41,3 @@ const LINE: usize = 16;
 fn to_line(start: *const f32) -> usize {
     (start.addr().wrapping_neg() / size_of::<f32>()) % LINE
 }
-
-pub use conv3d::Conv3d;
-pub use simd::Isa;

@@ -23,7 +23,7 @@ pub(crate) const POINTS: usize = SPAN * SPAN;
 const A: f32 = std::f32::consts::FRAC_1_SQRT_2;
 
 /// G g: a filter's values at the six points, each over the product of the point's distances to the others.
-pub(crate) fn filter(g: [f32; 3]) -> [f32; SPAN] {
+fn filter(g: [f32; 3]) -> [f32; SPAN] {
     let (near, far) = (-1.0 / 1.5, 1.0 / 6.0);
     [
         g[0],
@@ -33,6 +33,26 @@ pub(crate) fn filter(g: [f32; 3]) -> [f32; SPAN] {
         far * (g[0] - 2.0 * A * g[1] + 2.0 * g[2]),
         g[2],
     ]
+}
+
+/// G g G' of a plane of taps: `[y][x]`, the points in their order.
+pub(crate) fn filter_plane(g: impl Fn(usize, usize) -> f32) -> [f32; POINTS] {
+    let along_x = [0, 1, 2].map(|ky| filter([0, 1, 2].map(|kx| g(ky, kx))));
+    let columns: [_; SPAN] = std::array::from_fn(|px| filter([0, 1, 2].map(|ky| along_x[ky][px])));
+    std::array::from_fn(|point| columns[point % SPAN][point / SPAN])
+}
+
+/// Asks for the part of `lines` that is due while the products of a point are made: all of them, spread over the points.
+///
+/// # Safety
+/// The processor must have `S`'s instructions.
+#[inline(always)]
+pub(crate) unsafe fn prefetch<S: Simd>(lines: &[*const f32], point: usize) {
+    let part = lines.len().div_ceil(POINTS);
+    for &line in lines.iter().skip(point * part).take(part) {
+        // SAFETY: the caller has S.
+        unsafe { S::prefetch(line) };
+    }
 }
 
 /// B' d: the polynomials that vanish at all points but one.

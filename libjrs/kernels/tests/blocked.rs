@@ -27,6 +27,18 @@ fn planes<'p>(
     (0..depth).map(plane).collect()
 }
 
+/// What a convolution of one source reads: padding along z is a plane of zeros in front.
+fn inputs<'p>(pool: &'p Pool, reference: &reference::Convolution) -> Vec<Plane<'p>> {
+    let Conv3d { c_in, input, padding, .. } = reference.conv;
+    let zeros = (0..padding).map(|_| Plane::zero(pool, c_in, [input[1], input[2]]));
+    zeros.chain(planes(pool, &reference.x, c_in, input)).collect()
+}
+
+/// A 3x3x3 convolution as the network has it: padded where it is strided.
+fn shape(c_in: usize, c_out: usize, input: [usize; 3], stride: usize) -> Conv3d {
+    Conv3d { batch: 1, c_in, c_out, input, kernel: 3, stride, padding: stride - 1 }
+}
+
 /// Planes as a tensor.
 fn tensor(planes: &[Plane<'_>], channels: usize) -> Vec<f32> {
     let values: Vec<Vec<f32>> = planes.iter().map(Plane::to_vec).collect();
@@ -72,17 +84,13 @@ fn isas() -> impl Iterator<Item = Isa> {
 }
 
 fn check(c_in: usize, c_out: usize, input: [usize; 3], stride: usize, seed: u64) {
-    let conv = Conv3d { batch: 1, c_in, c_out, input, kernel: 3, stride, padding: stride - 1 };
+    let conv = shape(c_in, c_out, input, stride);
     let reference = reference::Convolution::new(conv, seed);
     let prepared = prepare(&reference, &[Source::Fine(c_in)]);
     let pool = Pool::new();
-    let read = planes(&pool, &reference.x, c_in, input);
-    // Padding along z is a plane of zeros in front.
-    let zero = Plane::zero(&pool, c_in, [input[1], input[2]]);
-    let mut inputs: Vec<&Plane<'_>> = vec![&zero; conv.padding];
-    inputs.extend(&read);
+    let read = inputs(&pool, &reference);
     for isa in isas() {
-        let got = compute(isa, &prepared, &[(inputs.clone(), 0)], conv.output());
+        let got = compute(isa, &prepared, &[(read.iter().collect(), 0)], conv.output());
         close(&format!("{conv:?} on {isa:?}"), &got, &reference.normed, 1e-5);
     }
 }
@@ -142,7 +150,7 @@ fn behind_upsampling_and_a_skip() {
         let coarse = random(channels[0] * low.iter().product::<usize>(), 10 * i as u64 + 1);
         let skip = random(channels[1] * of_skip.iter().product::<usize>(), 10 * i as u64 + 2);
         let c_in = channels[0] + channels[1];
-        let conv = Conv3d { batch: 1, c_in, c_out, input: fine, kernel: 3, stride: 1, padding: 0 };
+        let conv = shape(c_in, c_out, fine, 1);
         let x = joined(&coarse, &skip, channels, low, crop);
         let reference =
             reference::Convolution::of(conv, x, random(conv.weight_len(), i as u64 + 3), 10 * i as u64 + 4);
@@ -160,7 +168,7 @@ fn behind_upsampling_and_a_skip() {
 
 #[test]
 fn the_head_follows() {
-    let conv = Conv3d { batch: 1, c_in: 16, c_out: 16, input: [5, 11, 14], kernel: 3, stride: 1, padding: 0 };
+    let conv = shape(16, 16, [5, 11, 14], 1);
     let reference = reference::Convolution::new(conv, 5);
     let weight = random(48, 6);
     let head = Head {
@@ -171,7 +179,7 @@ fn the_head_follows() {
     let voxels = depth * height * width;
     let prepared = prepare(&reference, &[Source::Fine(16)]);
     let pool = Pool::new();
-    let read = planes(&pool, &reference.x, 16, conv.input);
+    let read = inputs(&pool, &reference);
     for isa in isas() {
         let mut u: [Vec<f32>; 3] = std::array::from_fn(|_| vec![f32::NAN; voxels]);
         let view = View { planes: read.iter().collect(), crop: 0 };
@@ -192,28 +200,17 @@ fn the_head_follows() {
 #[test]
 fn planes_that_pass_by_are_those_of_the_whole() {
     for stride in [1, 2] {
-        let conv = Conv3d {
-            batch: 1,
-            c_in: 16,
-            c_out: 16,
-            input: [12, 14, 18],
-            kernel: 3,
-            stride,
-            padding: stride - 1,
-        };
-        let reference = reference::Convolution::new(conv, 9);
+        let reference = reference::Convolution::new(shape(16, 16, [12, 14, 18], stride), 9);
         let prepared = prepare(&reference, &[Source::Fine(16)]);
         let pool = Pool::new();
-        let read = planes(&pool, &reference.x, 16, conv.input);
-        let zero = Plane::zero(&pool, 16, [14, 18]);
-        let mut inputs: Vec<&Plane<'_>> = vec![&zero; conv.padding];
-        inputs.extend(&read);
+        let read = inputs(&pool, &reference);
+        let read: Vec<&Plane<'_>> = read.iter().collect();
         let isa = isas().last().unwrap();
-        let [depth, height, width] = conv.output();
-        let whole = compute(isa, &prepared, &[(inputs.clone(), 0)], [depth, height, width]);
+        let [depth, height, width] = reference.conv.output();
+        let whole = compute(isa, &prepared, &[(read.clone(), 0)], [depth, height, width]);
         let area = height * width;
         for part in [0..1, 1..3, 3..depth] {
-            let planes = inputs[stride * part.start..stride * (part.end - 1) + 3].to_vec();
+            let planes = read[stride * part.start..stride * (part.end - 1) + 3].to_vec();
             let got = compute(isa, &prepared, &[(planes, 0)], [part.len(), height, width]);
             let expected: Vec<f32> = whole
                 .chunks_exact(depth * area)
@@ -227,25 +224,14 @@ fn planes_that_pass_by_are_those_of_the_whole() {
 #[test]
 fn same_bits_for_any_number_of_threads() {
     for stride in [1, 2] {
-        let conv = Conv3d {
-            batch: 1,
-            c_in: 32,
-            c_out: 32,
-            input: [8, 30, 34],
-            kernel: 3,
-            stride,
-            padding: stride - 1,
-        };
-        let reference = reference::Convolution::new(conv, 9);
+        let reference = reference::Convolution::new(shape(32, 32, [8, 30, 34], stride), 9);
         let prepared = prepare(&reference, &[Source::Fine(32)]);
         let pool = Pool::new();
-        let read = planes(&pool, &reference.x, 32, conv.input);
-        let zero = Plane::zero(&pool, 32, [30, 34]);
-        let mut inputs: Vec<&Plane<'_>> = vec![&zero; conv.padding];
-        inputs.extend(&read);
+        let read = inputs(&pool, &reference);
         let run = |threads: usize| {
             let threads = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            threads.install(|| compute(Isa::best(), &prepared, &[(inputs.clone(), 0)], conv.output()))
+            let inputs = [(read.iter().collect(), 0)];
+            threads.install(|| compute(Isa::best(), &prepared, &inputs, reference.conv.output()))
         };
         let one = run(1);
         assert!(one == run(2) && one == run(5), "stride {stride}");
@@ -253,12 +239,18 @@ fn same_bits_for_any_number_of_threads() {
 }
 
 #[test]
+#[should_panic(expected = "3 channels at stride 2")]
+fn few_channels_at_stride_2_are_refused() {
+    let reference = reference::Convolution::new(shape(3, 16, [4, 4, 4], 2), 1);
+    prepare(&reference, &[Source::Fine(3)]);
+}
+
+#[test]
 #[should_panic(expected = "voxels where")]
 fn too_small_an_input_is_refused() {
-    let conv = Conv3d { batch: 1, c_in: 16, c_out: 16, input: [3, 9, 9], kernel: 3, stride: 1, padding: 0 };
-    let reference = reference::Convolution::new(conv, 1);
+    let reference = reference::Convolution::new(shape(16, 16, [3, 9, 9], 1), 1);
     let pool = Pool::new();
-    let read = planes(&pool, &reference.x, 16, conv.input);
+    let read = inputs(&pool, &reference);
     compute(
         Isa::Portable,
         &prepare(&reference, &[Source::Fine(16)]),

@@ -10,7 +10,7 @@ use super::stream::{Blocks, Content, Results, Stream};
 use super::{Buffers, Engine, check_input};
 use crate::Result;
 use crate::model::GeneratorWeights;
-use crate::network::{GENERATOR, JOINS, Layer, MARGIN};
+use crate::network::{GENERATOR, Join, Layer, MARGIN};
 
 /// Runs on the current rayon pool; the same bits for any number of threads.
 pub struct CpuEngine {
@@ -21,7 +21,7 @@ pub struct CpuEngine {
 impl CpuEngine {
     /// Prepares the weights.
     pub fn new(weights: &GeneratorWeights) -> Self {
-        Self { network: Network::new(Isa::best(), weights), buffers: Buffers::default() }
+        Self { network: Network::new(weights), buffers: Buffers::default() }
     }
 }
 
@@ -51,7 +51,6 @@ impl Engine for CpuEngine {
 
 /// All blocks, and the head.
 struct Network {
-    isa: Isa,
     blocks: Vec<Convolution>,
     head: Head,
     /// Values that a thread works in, whatever the block.
@@ -59,12 +58,12 @@ struct Network {
 }
 
 impl Network {
-    fn new(isa: Isa, weights: &GeneratorWeights) -> Self {
+    fn new(weights: &GeneratorWeights) -> Self {
         let mut folded: Vec<FoldedLayer> = weights.layers.iter().map(FoldedLayer::new).collect();
         let head = folded.pop().expect("the generator ends in a head").head();
         let blocks: Vec<Convolution> = GENERATOR.iter().zip(&folded).map(block).collect();
         let scratch_len = blocks.iter().map(Convolution::scratch_len).max().expect("there are blocks");
-        Self { isa, blocks, head, scratch_len }
+        Self { blocks, head, scratch_len }
     }
 
     /// Of the prepared weights.
@@ -75,20 +74,13 @@ impl Network {
 
 /// A block's convolution, which reads upsampled planes before the skip's.
 fn block((layer, folded): (&Layer, &FoldedLayer)) -> Convolution {
-    let sources = match join(layer) {
+    let sources = match layer.join().map(Join::channels) {
         None => vec![Source::Fine(layer.c_in)],
-        Some((_, skip)) => vec![Source::Coarse(layer.c_in - skip), Source::Fine(skip)],
+        Some(skip) => vec![Source::Coarse(layer.c_in - skip), Source::Fine(skip)],
     };
     Convolution::new(&sources, layer.stride, folded.activation(), |co, ci, [kz, ky, kx]| {
         folded.weight[(co * layer.c_in + ci) * 27 + kz * 9 + ky * 3 + kx]
     })
-}
-
-/// Crop and channels of the skip that joins before `layer`.
-fn join(layer: &Layer) -> Option<(usize, usize)> {
-    let join = JOINS.iter().find(|join| join.before == layer.name)?;
-    let skip = GENERATOR.iter().find(|layer| layer.name == join.skip).expect("a layer of the table");
-    Some((join.crop, skip.c_out))
 }
 
 impl Blocks for Network {
@@ -116,14 +108,14 @@ impl Blocks for Network {
 
     fn compute(&self, i: usize, window: &[&Plane<'_>], skip: &[&Plane<'_>], results: Results<'_, Plane<'_>>) {
         let mut views = vec![View { planes: window.to_vec(), crop: 0 }];
-        if let Some((crop, _)) = join(&GENERATOR[i]) {
-            views.push(View { planes: skip.to_vec(), crop });
+        if let Some(join) = GENERATOR[i].join() {
+            views.push(View { planes: skip.to_vec(), crop: join.crop });
         }
         let output = match results {
             Results::Planes(planes) => Output::Planes(planes),
             Results::Displacement(u, edges) => Output::Displacement { head: &self.head, edges, u },
         };
-        self.blocks[i].run(self.isa, &views, output, self.scratch_len);
+        self.blocks[i].run(Isa::best(), &views, output, self.scratch_len);
     }
 }
 
@@ -209,7 +201,7 @@ mod tests {
 
     #[test]
     fn memory_grows_with_the_plane_and_not_with_the_depth() {
-        let network = Network::new(Isa::best(), &GeneratorWeights::random(1));
+        let network = Network::new(&GeneratorWeights::random(1));
         let [thin, thick] = [256, 1024].map(|nz| Stream::bytes(&network, [296, 296, nz]));
         assert!(thick < thin + thin / 100, "{thin} and {thick} bytes");
         // As whole tensors x0 and x1 alone would take 3.3 GB at 296^3.

@@ -184,7 +184,7 @@ impl<'p, B: Blocks> Stream<'p, B> {
         };
         let mut edges = [size[1], size[0]];
         for layer in blocks() {
-            if JOINS.iter().any(|join| join.before == layer.name) {
+            if layer.join().is_some() {
                 edges = edges.map(|n| 2 * n);
             }
             stream.edges.push(edges);

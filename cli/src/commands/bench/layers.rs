@@ -3,7 +3,7 @@
 
 use burn::tensor::{Device, Distribution, Tensor};
 use jrs_worker::ops::{ConvSpec, conv3d};
-use libjrs::network::{GENERATOR, JOINS, Layer};
+use libjrs::network::{GENERATOR, Layer};
 use std::time::Instant;
 
 /// One pass of one layer.
@@ -36,7 +36,7 @@ pub fn layers(size: usize, repeats: usize, device: &Device) -> anyhow::Result<Ve
     let mut timed = Vec::new();
     let mut edge = size;
     for layer in &GENERATOR {
-        if JOINS.iter().any(|join| join.before == layer.name) {
+        if layer.join().is_some() {
             edge *= 2;
         }
         if layer.kernel == 3 {

@@ -26,7 +26,7 @@ pub use plane::Plane;
 use crate::Isa;
 use crate::activation::Activation;
 use crate::bf16::coarse_taps;
-use crate::winograd::{POINTS, SPAN, filter};
+use crate::winograd::{POINTS, filter_plane};
 use plane::BLOCK;
 
 /// What a convolution reads, with its number of channels.
@@ -234,14 +234,9 @@ impl Convolution {
                             let sum = taps.iter().map(|&kz| f64::from(weight(co, first + ci, [kz, ky, kx])));
                             sum.sum::<f64>() as f32
                         };
-                        let along_x = [0, 1, 2].map(|ky| filter([0, 1, 2].map(|kx| g(ky, kx))));
-                        for px in 0..SPAN {
-                            let column = filter([0, 1, 2].map(|ky| along_x[ky][px]));
-                            for (py, value) in column.into_iter().enumerate() {
-                                let point = parity * POINTS + py * SPAN + px;
-                                let at = (point * blocks + co / BLOCK) * rows + row + ci;
-                                lines[at].0[co % BLOCK] = value;
-                            }
+                        for (point, value) in filter_plane(g).into_iter().enumerate() {
+                            let at = ((parity * POINTS + point) * blocks + co / BLOCK) * rows + row + ci;
+                            lines[at].0[co % BLOCK] = value;
                         }
                     }
                     row += source.channels();

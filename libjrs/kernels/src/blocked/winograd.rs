@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use crate::activation::Activation;
 use crate::pool::SCRATCH;
 use crate::simd::{Isa, Kernel, Simd};
-use crate::winograd::{BLOCK as OUTPUTS, POINTS, SPAN, forward, inverse};
+use crate::winograd::{BLOCK as OUTPUTS, POINTS, SPAN, forward, inverse, prefetch};
 use crate::{LINE, to_line};
 
 use super::finish::{Finish, Target};
@@ -265,12 +265,9 @@ impl Products<'_> {
         assert!(TILE.is_multiple_of(M) && count <= TILE && taps.iter().all(|tap| *tap < slots * TILE_LEN));
         assert!(ring.len() >= POINTS * slots * TILE_LEN && products.len() >= blocks * POINTS * TILE_LEN);
         let mut rows = vec![std::ptr::null(); slots];
-        let mut ahead = ahead.chunks(ahead.len().div_ceil(POINTS).max(1));
         for point in 0..POINTS {
-            for line in ahead.next().unwrap_or_default() {
-                // SAFETY: the caller has S.
-                unsafe { S::prefetch(*line) };
-            }
+            // SAFETY: the caller has S.
+            unsafe { prefetch::<S>(ahead, point) };
             for (row, tap) in rows.iter_mut().zip(taps) {
                 *row = ring[point * slots * TILE_LEN + tap..].as_ptr();
             }

@@ -52,7 +52,7 @@ impl Correlation {
         let mut padded_bias = bias.to_vec();
         padded_bias.resize(blocks * lanes, 0.0);
 
-        let window = self.window();
+        let window = Window::new(self.reading(), self.batch, TASKS, usize::MAX);
         let tile = VECTORS * self.isa.lanes();
         let y = SharedMut::new(y);
         window.parts(self.batch).into_par_iter().for_each(|part| {
@@ -89,10 +89,6 @@ impl Correlation {
             kernel: self.kernel,
             output: self.output,
         }
-    }
-
-    fn window(&self) -> Window {
-        Window::new(self.reading(), self.batch, TASKS, usize::MAX)
     }
 
     /// Copies the rows of `sums` (`[z][channel][position]`) to `y`.

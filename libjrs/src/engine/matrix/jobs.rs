@@ -5,7 +5,7 @@ use jrs_kernels::pool::Pool;
 
 use super::network::{Filters, NARROW, Network};
 use crate::engine::stream::{Blocks, Content, Results};
-use crate::network::{JOINS, Layer};
+use crate::network::Layer;
 
 impl Network {
     /// Channels, edges and format of a plane. Stacked images hold their low terms as channels.
@@ -39,7 +39,7 @@ impl Network {
                 Job { parts, lattices: [1, 1], group, output }
             }
             Filters::Joined { of_planes, lattices } => {
-                let join = JOINS.iter().find(|join| join.before == block.layer.name).expect("joined");
+                let join = block.layer.join().expect("joined");
                 let part = |(i, filter)| {
                     let (odd_row, odd_column) = (i / lattices[1], i % lattices[1]);
                     let planes = window[z / 2..][..2].to_vec();

@@ -7,7 +7,7 @@ use jrs_kernels::bf16::{Filter, Format, Taps, Unit, coarse_taps, paired_tap};
 
 use crate::engine::folded::FoldedLayer;
 use crate::model::GeneratorWeights;
-use crate::network::{GENERATOR, JOINS, Layer};
+use crate::network::{GENERATOR, Join, Layer};
 
 /// Channels of the layers at full resolution, which are read in pairs; also those of the stacked images.
 pub(super) const NARROW: usize = 16;
@@ -68,8 +68,7 @@ fn filters(layer: &Layer, weight: &[f32], format: Format) -> (Filters, usize) {
     let at =
         |co: usize, ci: usize, [z, y, x]: [usize; 3]| weight[(co * layer.c_in + ci) * 27 + z * 9 + y * 3 + x];
     let c_out = layer.c_out;
-    if let Some(join) = JOINS.iter().find(|join| join.before == layer.name) {
-        let skip = GENERATOR.iter().find(|l| l.name == join.skip).expect("a layer of the table").c_out;
+    if let Some(skip) = layer.join().map(Join::channels) {
         return joined(format, c_out, layer.c_in - skip, skip, at);
     }
     let first = layer.name == GENERATOR[0].name;

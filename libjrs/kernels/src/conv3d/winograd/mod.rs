@@ -25,7 +25,7 @@ use crate::LINE;
 use crate::pool::{Buffer, SCRATCH};
 use crate::shared::SharedMut;
 use crate::simd::{Kernel, MOST_LANES, Simd};
-use crate::winograd::{BLOCK, POINTS, SPAN, filter};
+use crate::winograd::{BLOCK, POINTS, filter_plane, prefetch};
 use transforms::{InputTransform, Interleave, OutputTransform, PackPhases};
 
 /// Vectors of positions in a register tile.
@@ -200,11 +200,12 @@ pub(super) fn run(
                 conv.isa.run(InputTransform { task, phases: &phases, plane });
                 next += 1;
             }
+            ahead.clear();
             if z + 1 < end {
                 task.lines(x, next, &mut ahead);
             }
             conv.isa.run(Products {
-                ahead: &std::mem::take(&mut ahead),
+                ahead: &ahead,
                 planes: &ring,
                 offsets: &offsets[z % 3],
                 weights: &weights,
@@ -227,7 +228,7 @@ fn transform_weights(
     weight: impl Fn(usize, usize, [usize; 3]) -> f32 + Sync,
 ) -> Buffer<'static> {
     let taps = 3 * conv.c_in;
-    let mut weights = SCRATCH.take(weights_len(conv));
+    let mut weights = SCRATCH.take(POINTS * taps * conv.c_out.next_multiple_of(lanes));
     weights.par_chunks_exact_mut(POINTS * taps * lanes).enumerate().for_each(|(block, weights)| {
         let channels = lanes.min(conv.c_out - block * lanes);
         if channels < lanes {
@@ -237,22 +238,13 @@ fn transform_weights(
             let (kz, ci) = (tap / conv.c_in, tap % conv.c_in);
             for lane in 0..channels {
                 let g = |ky: usize, kx: usize| weight(block * lanes + lane, ci, [kz, ky, kx]);
-                let rows = [0, 1, 2].map(|ky| filter([0, 1, 2].map(|kx| g(ky, kx))));
-                for px in 0..SPAN {
-                    let column = filter([rows[0][px], rows[1][px], rows[2][px]]);
-                    for (py, &value) in column.iter().enumerate() {
-                        weights[((py * SPAN + px) * taps + tap) * lanes + lane] = value;
-                    }
+                for (point, value) in filter_plane(g).into_iter().enumerate() {
+                    weights[(point * taps + tap) * lanes + lane] = value;
                 }
             }
         }
     });
     weights
-}
-
-/// Values of the transformed weights.
-fn weights_len(conv: &Correlation) -> usize {
-    POINTS * 3 * conv.c_in * conv.c_out.next_multiple_of(conv.isa.channels())
 }
 
 /// For each of the 36 points, the sum over kz and ci of weights times transformed planes.
@@ -292,12 +284,9 @@ impl Products<'_> {
         let blocks = weights.len() / (POINTS * taps * C);
         assert!(chunk.is_multiple_of(width) && offsets.iter().all(|&offset| offset + width <= taps * width));
         assert!(planes.len() >= POINTS * taps * chunk && products.len() >= POINTS * blocks * C * chunk);
-        let mut ahead = ahead.chunks(ahead.len().div_ceil(POINTS).max(1));
         for point in 0..POINTS {
-            for &line in ahead.next().unwrap_or_default() {
-                // SAFETY: the caller has S.
-                unsafe { S::prefetch(line) };
-            }
+            // SAFETY: the caller has S.
+            unsafe { prefetch::<S>(ahead, point) };
             for tile in 0..chunk / width {
                 for block in 0..blocks {
                     // SAFETY: `planes` holds `taps` rows of a tile per point and tile, `weights` C values per tap, block
