@@ -8,6 +8,12 @@ use jrs_kernels::pool::Pool;
 use jrs_kernels::{Conv3d, Isa};
 use reference::{close, random};
 
+/// What an earlier user left must not matter: the next planes of that shape are made of values that are not numbers.
+fn soil(pool: &Pool, count: usize, channels: usize, edges: [usize; 2]) {
+    let idle: Vec<_> = (0..count).map(|_| pool.take(Plane::floats(channels, edges))).collect();
+    idle.into_iter().for_each(|mut buffer| buffer.fill(f32::NAN));
+}
+
 /// A tensor `[channel][z][y][x]` as planes.
 fn planes<'p>(
     pool: &'p Pool,
@@ -16,6 +22,7 @@ fn planes<'p>(
     [depth, height, width]: [usize; 3],
 ) -> Vec<Plane<'p>> {
     let area = height * width;
+    soil(pool, depth, channels, [height, width]);
     let plane = |z: usize| {
         let mut plane = Plane::new(pool, channels, [height, width]);
         let values: Vec<f32> =
@@ -67,15 +74,24 @@ fn compute(
     [depth, height, width]: [usize; 3],
 ) -> Vec<f32> {
     let pool = Pool::new();
+    tensor(&compute_in(&pool, isa, conv, inputs, [depth, height, width]), conv.c_out())
+}
+
+/// [`compute`] as planes of a pool.
+fn compute_in<'p>(
+    pool: &'p Pool,
+    isa: Isa,
+    conv: &Convolution,
+    inputs: &[(Vec<&Plane<'_>>, usize)],
+    [depth, height, width]: [usize; 3],
+) -> Vec<Plane<'p>> {
+    soil(pool, depth, conv.c_out(), [height, width]);
     let mut results: Vec<Plane<'_>> =
-        (0..depth).map(|_| Plane::new(&pool, conv.c_out(), [height, width])).collect();
-    // What an earlier user left must not matter.
-    let garbage = vec![f32::NAN; conv.c_out() * height * width];
-    results.iter_mut().for_each(|plane| plane.fill_from(&garbage, 0));
+        (0..depth).map(|_| Plane::new(pool, conv.c_out(), [height, width])).collect();
     let views: Vec<View<'_>> =
         inputs.iter().map(|(planes, crop)| View { planes: planes.clone(), crop: *crop }).collect();
     conv.run(isa, &views, Output::Planes(results.iter_mut().collect()), conv.scratch_len());
-    tensor(&results, conv.c_out())
+    results
 }
 
 /// Vectors: the matrix unit does not come into it.
@@ -117,6 +133,31 @@ fn every_edge_from_1_to_40() {
         check(1, 16, [3, n + 2, 43 - n], 1, 7000 + n as u64);
         if n % 2 == 0 {
             check(16, 16, [2, n, 42 - n], 2, 7000 + n as u64);
+        }
+    }
+}
+
+/// The next convolution reads results as they are, with the zeros around them.
+#[test]
+fn results_are_padded() {
+    for stride in [1, 2] {
+        let first = reference::Convolution::new(shape(32, 32, [8, 12, 20], stride), 1);
+        let [depth, height, width] = first.conv.output();
+        let second = reference::Convolution::new(shape(32, 32, [depth, height, width], 2), 2);
+        let (first_layer, second_layer) =
+            (prepare(&first, &[Source::Fine(32)]), prepare(&second, &[Source::Fine(32)]));
+        let pool = Pool::new();
+        let read = inputs(&pool, &first);
+        for isa in isas() {
+            let results =
+                compute_in(&pool, isa, &first_layer, &[(read.iter().collect(), 0)], first.conv.output());
+            let copies = planes(&pool, &tensor(&results, 32), 32, [depth, height, width]);
+            let front = Plane::zero(&pool, 32, [height, width]);
+            let [got, expected] = [results, copies].map(|planes| {
+                let window = std::iter::once(&front).chain(&planes).collect();
+                compute(isa, &second_layer, &[(window, 0)], second.conv.output())
+            });
+            assert!(got == expected, "stride {stride} on {isa:?}");
         }
     }
 }

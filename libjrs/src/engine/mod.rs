@@ -261,6 +261,25 @@ mod tests {
         assert_eq!(with(1), with(2));
     }
 
+    /// Planes are made of what earlier ones left in memory.
+    #[test]
+    fn same_bits_from_an_engine_that_was_used() {
+        // Here a plane whose last voxels count is made of a larger one.
+        let size = [84, 92, 68];
+        let [fixed, moving] = images(size);
+        let weights = cpu::reference_weights();
+        let run = |engine: &CpuEngine, fixed, moving| {
+            let mut u = Default::default();
+            engine.displacement(fixed, moving, size, &mut u).unwrap();
+            u
+        };
+        let fresh = run(&CpuEngine::new(&weights), &fixed, &moving);
+        let used = CpuEngine::new(&weights);
+        let loud: Vec<f32> = fixed.iter().map(|v| 1e4 * v).collect();
+        run(&used, &loud, &moving);
+        assert!(run(&used, &fixed, &moving) == fresh);
+    }
+
     #[test]
     fn cancelling_ends_between_tiles() {
         let size = [30, 8, 8];

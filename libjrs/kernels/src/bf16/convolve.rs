@@ -10,8 +10,8 @@ use super::plane::{BORDER, Plane};
 use crate::activation::{Activation, Head};
 use crate::unit::{ROWS, Segment, Sums, TILES, Unit, block, block_shape, even_rows, with_tiles};
 
-/// Bytes of a plane's part in a task. A task takes its part of all planes at hand, one after another, so that what several of
-/// them read comes from the L2 cache.
+/// Bytes of a task's part of a plane. The tasks of a part of all planes at hand follow each other, so that what several of them
+/// read comes from the L2 cache.
 const BAND: usize = 80 << 10;
 
 /// The planes that a filter's taps meet along z, and where.
@@ -71,23 +71,13 @@ pub struct Job<'a, 'p> {
 /// # Panics
 /// If shapes do not fit, or the unit is not there.
 pub fn convolve(unit: Unit, activation: &Activation, jobs: &mut [Job<'_, '_>]) {
-    // Small planes have few bands: then some planes at a time, so that all threads have work.
-    let mut bands: Vec<Vec<Task<'_>>> = Vec::new();
-    for job in jobs {
-        for (i, task) in job.tasks(unit, activation).into_iter().enumerate() {
-            if i == bands.len() {
-                bands.push(Vec::new());
-            }
-            bands[i].push(task);
-        }
-    }
-    let parts = (2 * rayon::current_num_threads()).div_ceil(bands.len().max(1));
-    bands.into_par_iter().for_each(|mut band| {
-        let planes = band.len().div_ceil(parts).max(1);
-        band.par_chunks_mut(planes).for_each(|tasks| {
-            with_tiles(unit, even_rows(tasks[0].columns), || tasks.iter_mut().for_each(Task::run))
-        });
-    });
+    let mut tasks: Vec<Task<'_>> = jobs.iter_mut().flat_map(|job| job.tasks(unit, activation)).collect();
+    // Neighbours are one thread's for as long as there is other work for the rest: those of a band, from plane to plane.
+    tasks.sort_by_key(|task| task.rows.start);
+    tasks
+        .par_iter_mut()
+        .with_max_len(1)
+        .for_each(|task| with_tiles(unit, even_rows(task.columns), || task.run()));
 }
 
 impl<'a> Job<'a, '_> {
@@ -252,7 +242,12 @@ impl Task<'_> {
             let row = self.lattices[0] * (i - self.rows.start) + parity[0];
             match &mut self.target {
                 Target::Voxels { high, low, pitch, channels } => {
-                    let from = row * *pitch + (BORDER + column) * *channels + channel;
+                    let (row, border) = (row * *pitch, BORDER * *channels);
+                    if column + channel == 0 {
+                        high[row..][..border].fill(0);
+                        low.iter_mut().for_each(|low| low[row..][..border].fill(0));
+                    }
+                    let from = row + border + column * *channels + channel;
                     let low = low.as_mut().map(|low| &mut low[from..]);
                     store_voxels(self.unit, sums, &act, count, &mut high[from..], low, step * *channels);
                 }

@@ -11,6 +11,8 @@ const SLACK: usize = 4 * 16 + 8;
 
 /// A plane `[y][x][channel]` of bf16, with zeros before its first row and before the first voxel of each row: a convolution
 /// padded by 1 reads it as it is. In [`Format::Two`] the low terms are a second such plane behind that of the high ones.
+///
+/// Who writes a row's first voxel writes the zeros in front of it: in one go, a plane's rows would be as many cache misses.
 #[derive(Debug)]
 pub struct Plane<'p> {
     channels: usize,
@@ -21,7 +23,7 @@ pub struct Plane<'p> {
 }
 
 impl<'p> Plane<'p> {
-    /// A plane whose border is zero and whose voxels are **whatever an earlier user left**. `edges` = \[y, x\].
+    /// A plane with zeros before its first row and behind its last, whose rows are **whatever an earlier user left**. `edges` = \[y, x\].
     ///
     /// # Panics
     /// If `channels` is not a multiple of 16.
@@ -32,9 +34,6 @@ impl<'p> Plane<'p> {
         let (pitch, [height, _]) = (plane.pitch(), edges);
         for values in plane.terms_mut() {
             values[..pitch].fill(0);
-            for y in 1..=height {
-                values[y * pitch..][..BORDER * channels].fill(0);
-            }
             // Weights of zero do not take away what is not a number.
             values[(height + 1) * pitch..].fill(0);
         }
@@ -120,7 +119,7 @@ impl<'p> Plane<'p> {
             .collect()
     }
 
-    /// Rounds `[channel][y][x]` into the voxels.
+    /// Rounds `[channel][y][x]` into the rows.
     ///
     /// # Panics
     /// If there is not one value for each.
@@ -129,6 +128,7 @@ impl<'p> Plane<'p> {
         assert_eq!(source.len(), channels * height * width);
         let pitch = self.pitch();
         for (term, rows) in self.rows_mut().enumerate() {
+            rows.chunks_exact_mut(pitch).for_each(|row| row[..BORDER * channels].fill(0));
             for (i, &value) in source.iter().enumerate() {
                 let (c, y, x) = (i / (height * width), i / width % height, i % width);
                 rows[y * pitch + (x + BORDER) * channels + c] = split(value)[term];
@@ -163,9 +163,9 @@ pub fn stack_images(images: [&[f32]; 2], edges: [usize; 2], to: &mut Plane<'_>) 
     for (y, row) in values.chunks_exact_mut(pitch).enumerate() {
         rows.rotate_left(1);
         rows[2] = pack(y + 2);
-        for (x, voxel) in
-            row[16 * BORDER..].as_chunks_mut::<4>().0.as_chunks_mut::<4>().0.iter_mut().enumerate()
-        {
+        let (border, voxels) = row.split_at_mut(16 * BORDER);
+        border.fill(0);
+        for (x, voxel) in voxels.as_chunks_mut::<4>().0.as_chunks_mut::<4>().0.iter_mut().enumerate() {
             *voxel = [rows[0][x], rows[1][x], rows[2][x], [0; 4]];
         }
     }

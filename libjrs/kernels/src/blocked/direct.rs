@@ -23,7 +23,7 @@ pub(super) fn run(
     target: &Target<'_>,
 ) {
     let parts = edges[0].div_ceil(ROWS);
-    (0..planes * parts).into_par_iter().for_each(|task| {
+    (0..planes * parts).into_par_iter().with_max_len(1).for_each(|task| {
         let (z, first) = (task / parts, task % parts * ROWS);
         let inputs = &view.planes[conv.stride * z..][..3];
         let rows = first..edges[0].min(first + ROWS);
@@ -98,6 +98,10 @@ impl Rows<'_> {
             // SAFETY: the caller has S, and B vectors are a block.
             let finish: [Finish<S, B>; 2] =
                 unsafe { [0, V / B - 1].map(|i| Finish::of(&conv.activation, block + i)) };
+            for i in 0..V / B {
+                // SAFETY: the rows are one task's.
+                unsafe { target.border(block + i, z, rows.clone()) };
+            }
             for (y, x) in rows.clone().flat_map(|y| (0..width).step_by(M).map(move |x| (y, x))) {
                 // SAFETY: `Convolution::check` holds the taps of all outputs inside the planes; voxels of a tile behind the last
                 // output lie in the planes or their slack. The weights were cut to what is read. Rows are one task's.

@@ -1,5 +1,7 @@
 //! From sums to voxels: activation, and the head.
 
+use std::ops::Range;
+
 use crate::activation::{Activation, Head};
 use crate::shared::SharedMut;
 use crate::simd::Simd;
@@ -22,7 +24,7 @@ pub enum Output<'a, 'p> {
     },
 }
 
-/// The same, for tasks that write at disjoint places.
+/// The same, for tasks that write at disjoint places. Planes from the border in front of their first row on.
 pub(super) enum Target<'a> {
     Planes { planes: Vec<SharedMut<'a>>, pitch: usize, block: usize },
     Displacement { head: &'a Head, edges: [usize; 2], u: [SharedMut<'a>; 3] },
@@ -54,8 +56,8 @@ impl<'a> Output<'a, '_> {
     pub(super) fn target(self) -> Target<'a> {
         match self {
             Self::Planes(planes) => {
-                let (pitch, first) = (planes[0].pitch(), planes[0].at(0, 0, 0));
-                let block = if planes[0].blocks() > 1 { planes[0].at(1, 0, 0) - first } else { 0 };
+                let (pitch, first) = (planes[0].pitch(), planes[0].at(0, 0, -1));
+                let block = if planes[0].blocks() > 1 { planes[0].at(1, 0, -1) - first } else { 0 };
                 let planes = planes
                     .into_iter()
                     .map(|plane| SharedMut::new(&mut plane.values_mut()[first..]))
@@ -127,6 +129,19 @@ impl<S: Simd, const V: usize> Finish<S, V> {
 }
 
 impl Target<'_> {
+    /// Writes the border in front of some rows of a block of channels.
+    ///
+    /// # Safety
+    /// No other task writes it.
+    pub unsafe fn border(&self, block: usize, z: usize, rows: Range<usize>) {
+        if let Self::Planes { planes, pitch, block: step } = self {
+            for y in rows {
+                // SAFETY: as the caller promises; the slice is checked.
+                unsafe { planes[z].slice(block * step + y * pitch, BLOCK).fill(0.0) };
+            }
+        }
+    }
+
     /// Writes voxels (z, y, x), (z, y, x + 1) and so on of a block of channels, whose values lie one after another.
     ///
     /// # Safety
@@ -143,7 +158,7 @@ impl Target<'_> {
         unsafe {
             match self {
                 Self::Planes { planes, pitch, block: step } => {
-                    let to = planes[z].slice(block * step + y * pitch + x * BLOCK, sums.len() * BLOCK);
+                    let to = planes[z].slice(block * step + y * pitch + (1 + x) * BLOCK, sums.len() * BLOCK);
                     for i in 0..sums.len() {
                         let values = finish.apply(load::<S, V>(&sums[i]));
                         for v in 0..V {

@@ -8,8 +8,14 @@ pub(super) const BLOCK: usize = 16;
 /// Voxels behind the last one that a register tile may read (and whose sums are thrown away).
 const SLACK: usize = 64;
 
+/// Those of them that count: a position of Winograd's filtering may reach three voxels past its last output's. Their part of a sum
+/// cancels, if it is a number, but not to the last bit.
+const BEHIND: usize = 3;
+
 /// A plane `[channel / 16][y][x][channel % 16]` of f32, with zeros before its first row and before the first voxel of each row: a
 /// convolution padded by 1 reads it as it is. Where the channels are no multiple of 16 (the two images), every one is a block.
+///
+/// Who writes a row's first voxel writes the zeros in front of it: in one go, a plane's rows would be as many cache misses.
 #[derive(Debug)]
 pub struct Plane<'p> {
     channels: usize,
@@ -19,15 +25,14 @@ pub struct Plane<'p> {
 }
 
 impl<'p> Plane<'p> {
-    /// A plane whose border is zero and whose voxels are **whatever an earlier user left**. `edges` = \[y, x\].
+    /// A plane with zeros before its first row and behind its last, whose rows are **whatever an earlier user left**. `edges` = \[y, x\].
     pub fn new(pool: &'p Pool, channels: usize, edges: [usize; 2]) -> Self {
         let buffer = pool.take(Self::floats(channels, edges));
         let mut plane = Self { channels, edges, buffer };
-        let (pitch, width) = (plane.pitch(), plane.width());
-        for block in 0..plane.blocks() {
-            let values = plane.block_mut(block);
-            values[..pitch].fill(0.0);
-            values.chunks_exact_mut(pitch).take(1 + edges[0]).for_each(|row| row[..width].fill(0.0));
+        let (width, pitch) = (plane.width(), plane.pitch());
+        for block in plane.values_mut().chunks_exact_mut(block_len(width, edges)) {
+            block[..pitch].fill(0.0);
+            block[(1 + edges[0]) * pitch..][..BEHIND * width].fill(0.0);
         }
         plane
     }
@@ -85,11 +90,6 @@ impl<'p> Plane<'p> {
         &mut self.buffer[skip..]
     }
 
-    fn block_mut(&mut self, block: usize) -> &mut [f32] {
-        let len = block_len(self.width(), self.edges);
-        &mut self.values_mut()[block * len..][..len]
-    }
-
     /// The voxels, `[channel][y][x]`.
     pub fn to_vec(&self) -> Vec<f32> {
         let ([height, columns], width) = (self.edges, self.width());
@@ -100,7 +100,7 @@ impl<'p> Plane<'p> {
         (0..self.channels * height * columns).map(value).collect()
     }
 
-    /// Copies `[channel][y][x]` into the voxels, into channels from `first` on.
+    /// Copies `[channel][y][x]` into the rows, into channels from `first` on.
     ///
     /// # Panics
     /// If those are no whole channels, or more than there are.
@@ -109,12 +109,13 @@ impl<'p> Plane<'p> {
         assert!(source.len().is_multiple_of(height * columns), "{} values", source.len());
         for (row, values) in source.chunks_exact(columns).enumerate() {
             let (c, y) = (first + row / height, row % height);
-            let at = self.at(c / width, y as isize, 0) + c % width;
+            let at = self.at(c / width, y as isize, -1) + c % width;
+            let to = &mut self.values_mut()[at..];
+            to[0] = 0.0;
             if width == 1 {
-                self.values_mut()[at..][..columns].copy_from_slice(values);
+                to[1..=columns].copy_from_slice(values);
             } else {
-                let to = self.values_mut()[at..].iter_mut().step_by(width);
-                to.zip(values).for_each(|(to, value)| *to = *value);
+                to.iter_mut().step_by(width).skip(1).zip(values).for_each(|(to, value)| *to = *value);
             }
         }
     }

@@ -1,5 +1,7 @@
 //! The 4x4 blocks of outputs that a task of `winograd` owns in a plane.
 
+use std::ops::Range;
+
 use crate::LINE;
 use crate::winograd::{BLOCK as OUTPUTS, SPAN};
 
@@ -45,6 +47,13 @@ impl Tile {
     pub fn place(&self, p: usize) -> [usize; 2] {
         let p = self.first + p;
         [p / self.columns * OUTPUTS, p % self.columns * OUTPUTS]
+    }
+
+    /// The rows of outputs whose first ones are of the tile.
+    pub fn first_columns(&self) -> impl Iterator<Item = Range<usize>> {
+        let (columns, height) = (self.columns, self.edges[0]);
+        let rows = self.first.div_ceil(columns)..(self.first + self.count).div_ceil(columns);
+        rows.map(move |row| row * OUTPUTS..height.min((row + 1) * OUTPUTS))
     }
 
     /// The lines of a plane that its transform reads.
