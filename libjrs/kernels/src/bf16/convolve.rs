@@ -72,7 +72,8 @@ pub struct Job<'a, 'p> {
 /// If shapes do not fit, or the unit is not there.
 pub fn convolve(unit: Unit, activation: &Activation, jobs: &mut [Job<'_, '_>]) {
     let mut tasks: Vec<Task<'_>> = jobs.iter_mut().flat_map(|job| job.tasks(unit, activation)).collect();
-    // Neighbours are one thread's for as long as there is other work for the rest: those of a band, from plane to plane.
+    // Neighbours are one thread's for as long as there is other work for the rest: those of a band, from plane to plane. One by one: in
+    // the runs that rayon makes of them, some threads end early.
     tasks.sort_by_key(|task| task.rows.start);
     tasks
         .par_iter_mut()

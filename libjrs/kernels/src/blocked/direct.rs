@@ -23,6 +23,7 @@ pub(super) fn run(
     target: &Target<'_>,
 ) {
     let parts = edges[0].div_ceil(ROWS);
+    // Tasks one by one: in the runs that rayon makes of them, some threads end early.
     (0..planes * parts).into_par_iter().with_max_len(1).for_each(|task| {
         let (z, first) = (task / parts, task % parts * ROWS);
         let inputs = &view.planes[conv.stride * z..][..3];

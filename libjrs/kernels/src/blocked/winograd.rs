@@ -61,6 +61,7 @@ pub(super) fn run(
     let tiles = Tile::all(edges);
     let depth = planes.div_ceil(TASKS.div_ceil(tiles)).max(FEWEST_PLANES.min(planes));
     let parts = planes.div_ceil(depth);
+    // Tasks one by one: in the runs that rayon makes of them, some threads end early.
     (0..tiles * parts).into_par_iter().with_max_len(1).for_each(|task| {
         let start = task / tiles * depth;
         let planes = start..planes.min(start + depth);
