@@ -3,8 +3,16 @@
 mod reference;
 
 use jrs_kernels::bf16::Unit;
+use jrs_kernels::pool::SCRATCH;
 use jrs_kernels::{Conv3d, Isa};
 use reference::{Convolution, close, random};
+
+/// What an earlier user left in scratch buffers must not matter: the next ones are made of values that are not numbers.
+fn soil() {
+    let lengths = (10..20).map(|power| 1 << power);
+    let idle: Vec<_> = lengths.flat_map(|length| [SCRATCH.take(length), SCRATCH.take(length)]).collect();
+    idle.into_iter().for_each(|mut buffer| buffer.fill(f32::NAN));
+}
 
 fn check(conv: Conv3d, seed: u64) {
     let Convolution { x, weight, bias, dy, y, dx, dweight, dbias, .. } = Convolution::new(conv, seed);
@@ -14,15 +22,19 @@ fn check(conv: Conv3d, seed: u64) {
             close(&format!("{what} of {conv:?} on {isa:?}"), got, want, 1e-5);
         };
         let mut out = vec![f32::NAN; y.len()];
+        soil();
         conv.forward_on(isa, &x, &weight, &bias, &mut out);
         within("forward", &out, &y);
         out.fill(f32::NAN);
+        soil();
         conv.forward_untracked_on(isa, &x, &weight, &bias, &mut out);
         within("untracked forward", &out, &y);
         let mut out = vec![f32::NAN; x.len()];
+        soil();
         conv.input_gradient_on(isa, &dy, &weight, &mut out);
         within("input gradient", &out, &dx);
         let mut out = vec![f32::NAN; weight.len()];
+        soil();
         conv.weight_gradient_on(isa, &x, &dy, &mut out);
         within("weight gradient", &out, &dweight);
         let mut out = vec![f32::NAN; conv.c_out];
