@@ -4,7 +4,7 @@ mod reference;
 
 use jrs_kernels::activation::{Activation, Head};
 use jrs_kernels::blocked::{Convolution, Output, Plane, Source, View};
-use jrs_kernels::pool::Pool;
+use jrs_kernels::pool::{Pool, SCRATCH};
 use jrs_kernels::{Conv3d, Isa};
 use reference::{close, random};
 
@@ -86,6 +86,7 @@ fn compute_in<'p>(
     [depth, height, width]: [usize; 3],
 ) -> Vec<Plane<'p>> {
     soil(pool, depth, conv.c_out(), [height, width]);
+    SCRATCH.take(conv.scratch_len()).fill(f32::NAN);
     let mut results: Vec<Plane<'_>> =
         (0..depth).map(|_| Plane::new(pool, conv.c_out(), [height, width])).collect();
     let views: Vec<View<'_>> =
