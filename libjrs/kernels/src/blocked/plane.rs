@@ -7,9 +7,8 @@ use crate::pool::{Buffer, Pool};
 pub(super) const BLOCK: usize = 16;
 /// Voxels behind the last one that a register tile may read (and whose sums are thrown away).
 const SLACK: usize = 64;
-
-/// Those of them that count: a position of Winograd's filtering may reach three voxels past its last output's. Their part of a sum
-/// cancels, if it is a number, but not to the last bit.
+/// Voxels behind the last one that count: a position of Winograd's filtering may reach three. Their part of a sum cancels, if it is
+/// a number, but not to the last bit.
 const BEHIND: usize = 3;
 
 /// A plane `[channel / 16][y][x][channel % 16]` of f32, with zeros before its first row and before the first voxel of each row: a
