@@ -52,6 +52,13 @@ impl Pool {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner).peak
     }
 
+    /// What this pool has now, to try out what else would be asked of it.
+    pub fn ledger(&self) -> Ledger {
+        let shelf = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = shelf.idle.iter().map(Length::length).collect();
+        Ledger { shelf: Shelf { idle, held: shelf.held, peak: shelf.peak } }
+    }
+
     fn give(&self, data: Vec<f32>) {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner).give(data);
     }

@@ -38,7 +38,8 @@ impl Engine for CpuEngine {
         out: &mut [Vec<f32>; 3],
     ) -> Result<()> {
         check_input(fixed, moving, size)?;
-        Stream::run(&self.network, self.buffers.of(size), [fixed, moving], size, out);
+        let pool = self.buffers.of(size, |pool| Stream::finds_all(&self.network, pool, size));
+        Stream::run(&self.network, pool, [fixed, moving], size, out);
         Ok(())
     }
 
@@ -207,6 +208,27 @@ mod tests {
         // As whole tensors x0 and x1 alone would take 3.3 GB at 296^3.
         let whole = CpuEngine::new(&GeneratorWeights::random(1)).bytes([296; 3]);
         assert!(whole < 1_200_000_000, "{whole} bytes");
+    }
+
+    /// As the backward direction of a registration, whose input is part of the forward one's.
+    #[test]
+    fn smaller_inputs_take_what_larger_ones_left() {
+        let (large, small) = ([148, 140, 48], [140, 132, 44]);
+        let weights = reference_weights();
+        let engine = CpuEngine::new(&weights);
+        let run = |engine: &CpuEngine, size: [usize; 3]| {
+            let image = uniform(7, size.iter().product(), 1.0, 0.0);
+            let mut u = Default::default();
+            engine.displacement(&image, &image, size, &mut u).unwrap();
+            u
+        };
+        run(&engine, large);
+        let held = engine.buffers.pool.peak();
+        assert_eq!(run(&engine, small), run(&CpuEngine::new(&weights), small));
+        assert_eq!(engine.buffers.pool.peak(), held, "the buffers were kept, and no others made");
+        // What is much smaller would find none that fits.
+        run(&engine, [44; 3]);
+        assert!(engine.buffers.pool.peak() < held);
     }
 
     /// One slab and several, thick and thin; later tiles take what the first left.

@@ -116,8 +116,8 @@ pub fn infer_within(
     Ok(u)
 }
 
-/// Buffers of earlier planes and tiles, for inputs of one size at a time: those of another size hardly fit and would stay for
-/// nothing.
+/// Buffers of earlier planes and tiles, as long as they are all that an input of another size needs: otherwise few would fit, and the
+/// rest would stay for nothing.
 #[derive(Default)]
 struct Buffers {
     pool: Pool,
@@ -125,10 +125,10 @@ struct Buffers {
 }
 
 impl Buffers {
-    /// For an input of `size`.
-    fn of(&self, size: [usize; 3]) -> &Pool {
+    /// For an input of `size`, where `enough` says whether the pool has all that it needs.
+    fn of(&self, size: [usize; 3], enough: impl FnOnce(&Pool) -> bool) -> &Pool {
         let mut last = self.size.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::mem::replace(&mut *last, size) != size {
+        if std::mem::replace(&mut *last, size) != size && !enough(&self.pool) {
             self.pool.clear();
             SCRATCH.clear();
         }

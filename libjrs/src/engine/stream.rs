@@ -155,6 +155,14 @@ impl<'p, B: Blocks> Stream<'p, B> {
         size_of::<f32>() * ledger.borrow().peak()
     }
 
+    /// True if a run would find all its buffers in `pool`.
+    pub fn finds_all(blocks: &'p B, pool: &Pool, size: [usize; 3]) -> bool {
+        let ledger = Rc::new(RefCell::new(pool.ledger()));
+        let peak = ledger.borrow().peak();
+        Self::new(blocks, Means::Ledger(ledger.clone()), size).drive(None, size, None);
+        ledger.borrow().peak() == peak
+    }
+
     /// Runs the network on two images of `size` = \[x, y, z\] voxels; `out` receives the components.
     pub fn run(
         blocks: &'p B,

@@ -86,7 +86,8 @@ impl Engine for MatrixEngine {
         out: &mut [Vec<f32>; 3],
     ) -> Result<()> {
         check_input(fixed, moving, size)?;
-        Stream::run(&self.network, self.buffers.of(size), [fixed, moving], size, out);
+        let pool = self.buffers.of(size, |pool| Stream::finds_all(&self.network, pool, size));
+        Stream::run(&self.network, pool, [fixed, moving], size, out);
         Ok(())
     }
 
