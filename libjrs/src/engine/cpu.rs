@@ -38,8 +38,7 @@ impl Engine for CpuEngine {
         out: &mut [Vec<f32>; 3],
     ) -> Result<()> {
         check_input(fixed, moving, size)?;
-        let pool = self.buffers.of(size, |pool| Stream::finds_all(&self.network, pool, size));
-        Stream::run(&self.network, pool, [fixed, moving], size, out);
+        self.buffers.run(&self.network, [fixed, moving], size, out);
         Ok(())
     }
 

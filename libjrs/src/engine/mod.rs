@@ -21,6 +21,7 @@ pub use cube::CubeEngine;
 pub use device::{Compute, Device, Precision, on_cpu};
 pub use matrix::MatrixEngine;
 pub use plan::{Plan, SEAM, Tile, padded};
+use stream::{Blocks, Stream};
 
 use crate::network::{INPUT_MULTIPLE, MARGIN, MIN_INPUT};
 use crate::progress::Progress;
@@ -125,14 +126,14 @@ struct Buffers {
 }
 
 impl Buffers {
-    /// For an input of `size`, where `enough` says whether the pool has all that it needs.
-    fn of(&self, size: [usize; 3], enough: impl FnOnce(&Pool) -> bool) -> &Pool {
-        let mut last = self.size.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::mem::replace(&mut *last, size) != size && !enough(&self.pool) {
+    /// [`Stream::run`] in these buffers.
+    fn run<B: Blocks>(&self, blocks: &B, images: [&[f32]; 2], size: [usize; 3], out: &mut [Vec<f32>; 3]) {
+        let last = std::mem::replace(&mut *self.size.lock().unwrap_or_else(PoisonError::into_inner), size);
+        if last != size && !Stream::fits(blocks, &self.pool, size) {
             self.pool.clear();
             SCRATCH.clear();
         }
-        &self.pool
+        Stream::run(blocks, &self.pool, images, size, out);
     }
 }
 

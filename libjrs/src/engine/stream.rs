@@ -155,8 +155,8 @@ impl<'p, B: Blocks> Stream<'p, B> {
         size_of::<f32>() * ledger.borrow().peak()
     }
 
-    /// True if a run would find all its buffers in `pool`.
-    pub fn finds_all(blocks: &'p B, pool: &Pool, size: [usize; 3]) -> bool {
+    /// True if a run would not make `pool` hold more than it did before.
+    pub fn fits(blocks: &'p B, pool: &Pool, size: [usize; 3]) -> bool {
         let ledger = Rc::new(RefCell::new(pool.ledger()));
         let peak = ledger.borrow().peak();
         Self::new(blocks, Means::Ledger(ledger.clone()), size).drive(None, size, None);
