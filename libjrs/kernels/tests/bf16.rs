@@ -226,8 +226,9 @@ fn results_are_padded() {
             let mut copy = Plane::new(&pool, 32, result.edges(), format);
             copy.fill_from(&result.to_f32());
             let [got, expected] = [&result, &copy].map(|plane| run(vec![plane; 3], 2).to_f32());
-            // A sum of two bf16 has more than one such sum.
-            let same = got.iter().zip(&expected).all(|(g, e)| (g - e).abs() < 1e-6);
+            // A value half way between two bf16 is a sum with either. The product of low terms, up to 2^-18 of the factors', is left out, so
+            // that which one it is can be seen.
+            let same = got.iter().zip(&expected).all(|(g, e)| (g - e).abs() < 1e-5);
             assert!(same, "{format:?} on {unit:?}");
         }
     }

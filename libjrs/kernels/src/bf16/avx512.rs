@@ -2,78 +2,103 @@
 
 use std::arch::x86_64::*;
 
-use super::epilogue::{Lanes, TileLanes, TileSums};
-use crate::activation::Head;
-use crate::unit::ROWS;
+use super::epilogue::beside;
+use super::results::Place;
+use crate::activation::{Activation, Head};
+use crate::unit::{Block, Sums, Unit};
 
-/// The way from sums to the next layer's voxels. Where there are 32 channels they are a cache line, which is written
-/// whole: a line that is written by halves may leave the cache in between.
+/// [`super::epilogue::voxels_beside`]. The 32 channels of a voxel are a cache line, which is written whole: a line that is written by
+/// halves may leave the cache in between.
 ///
 /// # Safety
-/// The processor must have AVX-512 with bf16. `high`, and `low` if there is one, have room for 16 values for each of `sums` (one or two)
-/// at each of `count` places, `stride` apart; `count` is at most 16.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) unsafe fn store_voxels(
-    sums: &[TileSums],
-    act: &Lanes<'_>,
-    count: usize,
+/// As [`Block::run`]; the processor must have AVX-512 with bf16.
+pub(super) unsafe fn voxels_beside(
+    block: Option<Block<'_>>,
+    sums: &Sums,
+    activation: &Activation,
+    place: &Place,
     high: &mut [u16],
-    mut low: Option<&mut [u16]>,
-    stride: usize,
+    low: Option<&mut [u16]>,
 ) {
-    let first = Activate::new(&act.block(0));
-    let voxels = sums[0].as_chunks::<16>().0;
-    let Some(second) = sums.get(1) else {
-        for (i, voxel) in voxels.iter().enumerate().take(count) {
-            let value = first.apply(voxel);
-            let bits = round(value);
-            // SAFETY: the stores have room by the caller's promise.
-            unsafe {
-                _mm256_storeu_si256(high.as_mut_ptr().add(i * stride).cast(), bits);
-                if let Some(low) = &mut low {
-                    let left = round(_mm512_sub_ps(value, widen(bits)));
-                    _mm256_storeu_si256(low.as_mut_ptr().add(i * stride).cast(), left);
-                }
-            }
+    // SAFETY: the caller's promise.
+    unsafe {
+        match low {
+            None => voxels::<false>(block, sums, activation, place, high, &mut []),
+            Some(low) => voxels::<true>(block, sums, activation, place, high, low),
         }
-        return;
-    };
-    let then = Activate::new(&act.block(1));
-    for (i, (a, b)) in voxels.iter().zip(second.as_chunks::<16>().0).enumerate().take(count) {
-        let (a, b) = (first.apply(a), then.apply(b));
-        let bits = round_both(a, b);
-        // SAFETY: as above.
-        unsafe {
-            _mm512_storeu_si512(high.as_mut_ptr().add(i * stride).cast(), bits);
-            if let Some(low) = &mut low {
+    }
+}
+
+/// # Safety
+/// As [`voxels_beside`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn voxels<const TWO_TERMS: bool>(
+    block: Option<Block<'_>>,
+    sums: &Sums,
+    activation: &Activation,
+    place: &Place,
+    high: &mut [u16],
+    low: &mut [u16],
+) {
+    let first = Activate::new(activation, place.channel);
+    let second = Activate::new(activation, place.channel + 16);
+    // Looked up once: the loop below has no instruction to spare.
+    let room = place.columns.saturating_sub(1) * place.stride + 32;
+    let rows = |term: &mut [u16]| place.starts.map(|start| term[start..][..room].as_mut_ptr());
+    let high = rows(high);
+    let low = if TWO_TERMS { rows(low) } else { high };
+    let store = |i: usize| {
+        for tile in 0..place.rows {
+            let at = i * place.stride;
+            let a = first.apply(sums.channels(tile, 0, i));
+            let b = second.apply(sums.channels(tile, 1, i));
+            let bits = round_both(a, b);
+            // SAFETY: there is room for 32 values at every column of a row.
+            unsafe { _mm512_storeu_si512(high[tile].add(at).cast(), bits) };
+            if TWO_TERMS {
                 let left_of_a = _mm512_sub_ps(a, widen(_mm512_castsi512_si256(bits)));
                 let left_of_b = _mm512_sub_ps(b, widen(_mm512_extracti64x4_epi64::<1>(bits)));
-                let left = round_both(left_of_a, left_of_b);
-                _mm512_storeu_si512(low.as_mut_ptr().add(i * stride).cast(), left);
+                // SAFETY: as above.
+                unsafe { _mm512_storeu_si512(low[tile].add(at).cast(), round_both(left_of_a, left_of_b)) };
             }
         }
-    }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { beside(Unit::Amx, block, place.columns, store) };
 }
 
-/// The head on a tile's voxels.
+/// [`super::epilogue::displacements_beside`].
 ///
 /// # Safety
-/// The processor must have AVX-512.
+/// As [`Block::run`]; the processor must have AVX-512.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn components(sums: &TileSums, act: &TileLanes<'_>, head: &Head) -> [[f32; ROWS]; 3] {
-    let mut to = [[0.0; ROWS]; 3];
-    let activate = Activate::new(act);
-    let weights = head.weight.each_ref().map(|w| load(w));
-    for (i, voxel) in sums.as_chunks::<16>().0.iter().enumerate() {
-        let value = activate.apply(voxel);
-        for c in 0..3 {
-            to[c][i] = head.bias[c] + _mm512_reduce_add_ps(_mm512_mul_ps(weights[c], value));
+pub(super) unsafe fn displacements_beside(
+    block: Option<Block<'_>>,
+    sums: &Sums,
+    activation: &Activation,
+    place: &Place,
+    head: &Head,
+    u: &mut [&mut [f32]; 3],
+) {
+    let (first, second) = (Activate::new(activation, 0), Activate::new(activation, 16));
+    let weights = [load(&head.weight[0]), load(&head.weight[1]), load(&head.weight[2])];
+    let mut head_of = |value: __m512, at: usize| {
+        for (c, u) in u.iter_mut().enumerate() {
+            u[at] = head.bias[c] + _mm512_reduce_add_ps(_mm512_mul_ps(weights[c], value));
         }
-    }
-    to
+    };
+    let store = |i: usize| {
+        for tile in 0..place.rows {
+            let at = place.starts[tile] + i * place.stride;
+            head_of(first.apply(sums.channels(tile, 0, i)), at);
+            head_of(second.apply(sums.channels(tile, 1, i)), at + 1);
+        }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { beside(Unit::Amx, block, place.columns, store) };
 }
 
-/// [`super::Activation`] for 16 channels.
+/// [`Activation`] for 16 channels.
 struct Activate {
     bias: __m512,
     slope: __m512,
@@ -82,12 +107,15 @@ struct Activate {
 }
 
 impl Activate {
+    #[inline]
     #[target_feature(enable = "avx512f")]
-    fn new(act: &TileLanes<'_>) -> Self {
-        let [bias, scale, shift] = [act.bias, act.scale, act.shift].map(|lanes| load(lanes));
-        Self { bias, slope: _mm512_set1_ps(act.slope), scale, shift }
+    fn new(activation: &Activation, channel: usize) -> Self {
+        let Activation { bias, slope, scale, shift } = activation;
+        let slope = _mm512_set1_ps(*slope);
+        Self { bias: from(bias, channel), slope, scale: from(scale, channel), shift: from(shift, channel) }
     }
 
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn apply(&self, sums: &[f32; 16]) -> __m512 {
         let value = _mm512_add_ps(load(sums), self.bias);
@@ -96,20 +124,21 @@ impl Activate {
     }
 }
 
+#[inline]
 #[target_feature(enable = "avx512f")]
 fn load(values: &[f32; 16]) -> __m512 {
     // SAFETY: 16 values.
     unsafe { _mm512_loadu_ps(values.as_ptr()) }
 }
 
-/// f32 as bf16.
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn round(values: __m512) -> __m256i {
-    // SAFETY: vectors of bf16 are vectors of bits.
-    unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)) }
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn from(values: &[f32], first: usize) -> __m512 {
+    load(values[first..].first_chunk().expect("a value per channel"))
 }
 
 /// f32 as bf16, those of `a` first.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn round_both(a: __m512, b: __m512) -> __m512i {
     // SAFETY: vectors of bf16 are vectors of bits.
@@ -117,6 +146,7 @@ fn round_both(a: __m512, b: __m512) -> __m512i {
 }
 
 /// bf16 as f32.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn widen(bits: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::epilogue::{Lanes, components, store_voxels};
 use super::filter::{Filter, Step, Taps};
 use super::plane::{BORDER, Plane};
+use super::results::{Lattice, Leaving, Target};
 use crate::activation::{Activation, Head};
-use crate::unit::{ROWS, Segment, Sums, TILES, Unit, block, block_shape, even_rows, with_tiles};
+use crate::unit::{Block, Segment, Sums, TILES, Unit, even_rows, with_tiles};
 
 /// Bytes of a task's part of a plane. The tasks of a part of all planes at hand follow each other, so that what several of them
 /// read comes from the L2 cache.
@@ -175,12 +175,6 @@ struct Task<'a> {
     target: Target<'a>,
 }
 
-/// Where a task writes: output rows from `lattices[0] * rows.start` on.
-enum Target<'a> {
-    Voxels { high: &'a mut [u16], low: Option<&'a mut [u16]>, pitch: usize, channels: usize },
-    Displacement { head: &'a Head, width: usize, u: [&'a mut [f32]; 3] },
-}
-
 impl Task<'_> {
     fn run(&mut self) {
         let parts = self.parts;
@@ -200,71 +194,37 @@ impl Task<'_> {
         };
         let mut segments: Vec<Segment> = part.inputs.iter().zip(&offsets).map(segment).collect();
         let walks: Vec<Walk> = part.inputs.iter().map(View::walk).collect();
-        let (unit, format) = (self.unit, part.filter.format());
-        let [tiles, blocks] = block_shape(format);
-        let mut sums = Sums::ZERO;
-        let last = self.rows.end - 1;
-        for column in (0..self.columns).step_by(even_rows(self.columns)) {
-            for channel in (0..part.filter.c_out()).step_by(16 * blocks) {
-                // Tiles one below the other share most of what they read.
-                for row in self.rows.clone().step_by(tiles) {
+        let (unit, shape) = (self.unit, part.filter.shape());
+        let mut both = [Sums::ZERO; 2];
+        let [mut sums, mut before] = both.each_mut();
+        let Self { activation, lattices, group, .. } = *self;
+        let mut leaving =
+            Leaving::new(Lattice { unit, activation, group, lattices, parity }, &mut self.target);
+        let (rows, last) = (self.rows.len(), self.rows.len() - 1);
+        for channel in (0..part.filter.c_out()).step_by(16 * shape.blocks()) {
+            let weights = part.filter.weights(channel);
+            for row in (0..rows).step_by(shape.tiles()) {
+                for column in (0..self.columns).step_by(even_rows(self.columns)) {
                     // Plain stores of single addresses: what the loop below waits for must not wait for the sums' stores.
                     for k in 0..segments.len() {
-                        for t in 0..tiles {
+                        for t in 0..shape.tiles() {
                             // Where there are not enough rows left the last is computed again.
-                            segments[k].bases[t] = walks[k].at(last.min(row + t), column);
+                            segments[k].bases[t] = walks[k].at(self.rows.start + last.min(row + t), column);
                         }
                     }
+                    let block = Block { shape, segments: &segments, weights, sums };
                     // SAFETY: `Part::check` holds every tap of every output inside the planes; the other voxels of a tile,
                     // fewer than 16 steps of four voxels and a kernel further, lie in the planes or in their slack.
                     // `convolve` runs us with the tiles configured.
-                    unsafe { block(unit, format, &segments, part.filter.weights(channel), &mut sums) };
-                    let sums = sums.0.chunks_exact_mut(ROWS * 16 * blocks);
-                    self.store(sums, channel, [row, column], parity);
+                    unsafe { leaving.store_beside(Some(block), before) };
+                    let columns = column..self.columns.min(column + even_rows(self.columns));
+                    leaving.begin(channel, row..rows.min(row + shape.tiles()), columns);
+                    std::mem::swap(&mut sums, &mut before);
                 }
             }
         }
-    }
-
-    /// Sums of tiles, `[16 channels][voxel][channel]` from `channel` on, for the lattice rows and columns from `place` on.
-    fn store<'s>(
-        &mut self,
-        sums: impl Iterator<Item = &'s mut [f32]>,
-        channel: usize,
-        place: [usize; 2],
-        parity: [usize; 2],
-    ) {
-        let act = Lanes::of(self.activation, channel);
-        let count = even_rows(self.columns).min(self.columns - place[1]);
-        let column = self.group * (self.lattices[1] * place[1] + parity[1]);
-        // Voxels from one value of the tile to the next.
-        let step = self.lattices[1] * self.group;
-        for (i, sums) in (place[0]..self.rows.end).zip(sums) {
-            let row = self.lattices[0] * (i - self.rows.start) + parity[0];
-            match &mut self.target {
-                Target::Voxels { high, low, pitch, channels } => {
-                    let (row, border) = (row * *pitch, BORDER * *channels);
-                    if column + channel == 0 {
-                        high[row..][..border].fill(0);
-                        low.iter_mut().for_each(|low| low[row..][..border].fill(0));
-                    }
-                    let from = row + border + column * *channels + channel;
-                    let low = low.as_mut().map(|low| &mut low[from..]);
-                    store_voxels(self.unit, sums, &act, count, &mut high[from..], low, step * *channels);
-                }
-                Target::Displacement { head, width, u } => {
-                    // Sixteen channels are a voxel of the group.
-                    for (block, sums) in sums.as_chunks_mut().0.iter_mut().enumerate() {
-                        let values = components(self.unit, sums, &act.block(block), head);
-                        let from = row * *width + column + channel / 16 + block;
-                        for (u, values) in u.iter_mut().zip(&values) {
-                            let to = u[from..].iter_mut().step_by(step).take(count);
-                            to.zip(values).for_each(|(to, value)| *to = *value);
-                        }
-                    }
-                }
-            }
-        }
+        // SAFETY: no products.
+        unsafe { leaving.store_beside(None, before) };
     }
 }
 

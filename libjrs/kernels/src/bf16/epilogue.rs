@@ -2,104 +2,108 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::avx512;
+use super::results::Place;
 use super::split;
 use crate::activation::{Activation, Head};
-use crate::unit::{ROWS, Unit};
+use crate::unit::{Block, Sums, Unit};
 
-/// Sums of a tile.
-pub(super) type TileSums = [f32; ROWS * 16];
-
-/// [`Activation`] from a channel on.
-pub(super) struct Lanes<'a> {
-    bias: &'a [f32],
-    slope: f32,
-    scale: &'a [f32],
-    shift: &'a [f32],
-}
-
-/// [`Activation`] for the 16 channels of a tile.
-pub(super) struct TileLanes<'a> {
-    pub bias: &'a [f32; 16],
-    pub slope: f32,
-    pub scale: &'a [f32; 16],
-    pub shift: &'a [f32; 16],
-}
-
-impl<'a> Lanes<'a> {
-    pub fn of(activation: &'a Activation, channel: usize) -> Self {
-        let Activation { bias, slope, scale, shift } = activation;
-        Self { bias: &bias[channel..], slope: *slope, scale: &scale[channel..], shift: &shift[channel..] }
-    }
-
-    /// For the `block`-th 16 channels.
-    pub fn block(&self, block: usize) -> TileLanes<'a> {
-        let lanes = |v: &'a [f32]| v[16 * block..].first_chunk().expect("a value per channel");
-        let [bias, scale, shift] = [self.bias, self.scale, self.shift].map(lanes);
-        TileLanes { bias, slope: self.slope, scale, shift }
-    }
-}
-
-impl TileLanes<'_> {
-    fn apply(&self, sums: &mut TileSums) {
-        for voxel in sums.as_chunks_mut::<16>().0 {
-            for k in 0..16 {
-                let value = voxel[k] + self.bias[k];
-                // max is LeakyReLU for slopes from 0 to 1.
-                voxel[k] = self.scale[k] * value.max(self.slope * value) + self.shift[k];
-            }
-        }
-    }
-}
-
-/// Activates the first `count` voxels and rounds them to places `stride` values apart; what is left goes to `low`.
-pub(super) fn store_voxels(
+/// Runs `store` for every column, a few after each step of `block` if there is one.
+///
+/// # Safety
+/// As [`Block::run`].
+#[inline(always)]
+pub(super) unsafe fn beside(
     unit: Unit,
-    sums: &mut [f32],
-    act: &Lanes<'_>,
-    count: usize,
+    block: Option<Block<'_>>,
+    columns: usize,
+    mut store: impl FnMut(usize),
+) {
+    let Some(block) = block else { return (0..columns).for_each(store) };
+    let (mut done, at_once) = (0, columns.div_ceil(block.steps()));
+    let some = || {
+        let end = columns.min(done + at_once);
+        while done < end {
+            store(done);
+            done += 1;
+        }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { block.run(unit, some) };
+}
+
+/// Activates the voxels of a register block and rounds them; what is left goes to the low terms.
+///
+/// # Safety
+/// As [`Block::run`].
+pub(super) unsafe fn voxels_beside(
+    unit: Unit,
+    block: Option<Block<'_>>,
+    sums: &Sums,
+    activation: &Activation,
+    place: &Place,
     high: &mut [u16],
     mut low: Option<&mut [u16]>,
-    stride: usize,
 ) {
-    let sums = sums.as_chunks_mut::<{ ROWS * 16 }>().0;
-    let room = (count - 1) * stride + 16 * sums.len();
-    assert!(count <= ROWS && high.len() >= room && low.as_ref().is_none_or(|low| low.len() >= room));
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if unit == Unit::Amx {
-        // SAFETY: that unit comes with AVX-512 (checked before it is chosen); there is room.
-        return unsafe { avx512::store_voxels(sums, act, count, high, low, stride) };
+        // SAFETY: the caller's promise; that unit comes with AVX-512 and bf16 (checked before it is chosen).
+        return unsafe { avx512::voxels_beside(block, sums, activation, place, high, low) };
     }
-    let _ = unit;
-    for (block, sums) in sums.iter_mut().enumerate() {
-        act.block(block).apply(sums);
-        for (i, &value) in sums.iter().enumerate().take(16 * count) {
-            let at = i / 16 * stride + 16 * block + i % 16;
-            let terms = split(value);
-            high[at] = terms[0];
-            if let Some(low) = &mut low {
-                low[at] = terms[1];
+    let store = |i: usize| {
+        for (tile, half) in (0..2 * place.rows).map(|k| (k / 2, k % 2)) {
+            let values = activate(activation, place.channel + 16 * half, sums.channels(tile, half, i));
+            for (k, value) in values.into_iter().enumerate() {
+                let at = place.starts[tile] + i * place.stride + 16 * half + k;
+                let terms = split(value);
+                high[at] = terms[0];
+                if let Some(low) = &mut low {
+                    low[at] = terms[1];
+                }
             }
         }
-    }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { beside(unit, block, place.columns, store) }
 }
 
-/// The head's components of a tile's voxels.
-pub(super) fn components(
+/// The head on the voxels of a register block, whose 32 channels are those of two voxels.
+///
+/// # Safety
+/// As [`Block::run`].
+pub(super) unsafe fn displacements_beside(
     unit: Unit,
-    sums: &mut TileSums,
-    act: &TileLanes<'_>,
+    block: Option<Block<'_>>,
+    sums: &Sums,
+    activation: &Activation,
+    place: &Place,
     head: &Head,
-) -> [[f32; ROWS]; 3] {
+    u: &mut [&mut [f32]; 3],
+) {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if unit == Unit::Amx {
-        // SAFETY: that unit comes with AVX-512 (checked before it is chosen).
-        return unsafe { avx512::components(sums, act, head) };
+        // SAFETY: the caller's promise; that unit comes with AVX-512 (checked before it is chosen).
+        return unsafe { avx512::displacements_beside(block, sums, activation, place, head, u) };
     }
-    let _ = unit;
-    act.apply(sums);
-    let voxels = sums.as_chunks::<16>().0;
-    std::array::from_fn(|c| {
-        let dot = |v: &[f32; 16]| (0..16).map(|k| head.weight[c][k] * v[k]).sum::<f32>();
-        std::array::from_fn(|i| head.bias[c] + dot(&voxels[i]))
+    let store = |i: usize| {
+        for (tile, half) in (0..2 * place.rows).map(|k| (k / 2, k % 2)) {
+            let voxel = activate(activation, 16 * half, sums.channels(tile, half, i));
+            for (c, u) in u.iter_mut().enumerate() {
+                let dot: f32 = (0..16).map(|k| head.weight[c][k] * voxel[k]).sum();
+                u[place.starts[tile] + i * place.stride + half] = head.bias[c] + dot;
+            }
+        }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { beside(unit, block, place.columns, store) }
+}
+
+/// 16 channels from `channel` on.
+fn activate(activation: &Activation, channel: usize, sums: &[f32; 16]) -> [f32; 16] {
+    let Activation { bias, slope, scale, shift } = activation;
+    std::array::from_fn(|k| {
+        let c = channel + k;
+        let value = sums[k] + bias[c];
+        // max is LeakyReLU for slopes from 0 to 1.
+        scale[c] * value.max(slope * value) + shift[c]
     })
 }

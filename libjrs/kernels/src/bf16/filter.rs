@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Format, split};
-use crate::unit::{Tile, block_shape};
+use crate::unit::{Shape, Tile};
 
 /// How a filter meets one of its inputs.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +66,7 @@ impl Filter {
         let inputs: Vec<_> = inputs.iter().map(|&taps| (taps, steps(taps, format))).collect();
         let of_steps: usize = inputs.iter().flat_map(|(_, steps)| steps).map(|s| s.weight_terms.len()).sum();
         let mut weights = Vec::with_capacity(c_out / 16 * of_steps);
-        let blocks = block_shape(inputs[0].0.format)[1];
+        let blocks = Shape::TwoByTwo(inputs[0].0.format).blocks();
         for first in (0..c_out).step_by(16 * blocks) {
             for (input, (_, steps)) in inputs.iter().enumerate() {
                 for (step, term) in steps.iter().flat_map(|s| s.weight_terms.clone().map(move |t| (s, t))) {
@@ -96,15 +96,15 @@ impl Filter {
         &self.inputs
     }
 
-    /// Of the products: both sides have as many terms.
-    pub(super) fn format(&self) -> Format {
-        self.inputs[0].0.format
+    /// What computes it. In the products both sides have as many terms.
+    pub(super) fn shape(&self) -> Shape {
+        Shape::TwoByTwo(self.inputs[0].0.format)
     }
 
     /// Tiles of a register block's channels from `first` on, in the order of the steps of all inputs.
     pub(super) fn weights(&self, first: usize) -> &[Tile] {
         let of_16 = self.weights.len() / (self.c_out / 16);
-        &self.weights[first / 16 * of_16..][..block_shape(self.format())[1] * of_16]
+        &self.weights[first / 16 * of_16..][..self.shape().blocks() * of_16]
     }
 }
 

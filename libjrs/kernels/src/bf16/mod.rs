@@ -14,9 +14,9 @@
 //! ```
 //!
 //! No window is packed: the 27 taps are 27 K steps at other places of three planes, a table of byte offsets. A register block is
-//! four tiles of voxels, one below the other, by 16 output channels, so that what it reads and its weights stay in the L1 cache; where
-//! values have two terms it is two tiles by 32 channels, which meet both terms of the weights while they are in registers. A row of
-//! 42 voxels is three tiles of 14 and not two of 16 and one of 10, because the unit is faster with fewer.
+//! two tiles of voxels, one below the other, by 32 output channels: a tile that is loaded meets two others, and results are whole cache
+//! lines. They are activated and rounded beside the products of the next block (`results`). A row of 42 voxels is three tiles of 14 and
+//! not two of 16 and one of 10, because the unit is faster with fewer.
 //!
 //! **Two voxels of 16 channels are one of 32** ([`View::group`], [`Job::group`]): a row of pairs is read in whole cache lines, and the
 //! convolution of 16 by 16 channels becomes one of 32 by 32 over half as many places with two taps along x ([`paired_tap`]), at no more
@@ -39,6 +39,7 @@ mod convolve;
 mod epilogue;
 mod filter;
 mod plane;
+mod results;
 
 pub use convolve::{Job, Output, Part, View, convolve};
 pub use filter::{Filter, Taps, coarse_taps, paired_tap};

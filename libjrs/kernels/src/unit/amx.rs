@@ -3,7 +3,7 @@
 use std::arch::asm;
 use std::sync::OnceLock;
 
-use super::{Pairs, Segment, Sums, Tile};
+use super::{Block, Pairs, Segment, Shape, Tile};
 use crate::bf16::Format;
 
 /// Whether this process may use the tiles. Linux wants to be asked, because a thread's state grows by 8 KB.
@@ -65,64 +65,101 @@ pub(super) fn with_tiles<R>(rows: usize, work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// The inner loop of a convolution: `$step`, the instructions of a K step, over all segments. The first voxels of the tiles, without the
-/// step's offset, are at `{segment} + 32`, `+ 40` and so on, and the way to a low term at `{segment} + 24`.
-macro_rules! over_steps {
-    ($segments:ident, $weights:ident, $sums:ident, $($step:literal),* $(,)?) => {{
-        let segments = $segments.as_ptr_range();
+/// The inner loop of a convolution. The tiles keep what they hold between these statements: nothing else uses them.
+///
+/// # Safety
+/// As [`Block::run`].
+#[inline(always)]
+pub(super) unsafe fn run(block: Block<'_>, beside: impl FnMut()) {
+    // SAFETY: the tiles are configured.
+    unsafe {
         asm!(
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
             "tilezero tmm3",
-            "2:", // segment
-            "mov {next}, [{segment}]",
-            "mov {last}, [{segment} + 8]",
-            "mov {stride}, [{segment} + 16]",
-            "3:", // K step
-            "mov {offset}, [{next}]",
-            $($step,)*
-            "add {next}, 8",
-            "cmp {next}, {last}",
-            "jne 3b",
-            "add {segment}, {size}",
-            "cmp {segment}, {end}",
-            "jne 2b",
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            options(nostack, nomem, preserves_flags),
+        )
+    };
+    // SAFETY: what the caller promises.
+    unsafe {
+        match block.shape {
+            Shape::FourByOne => steps::<1>(&block, beside, |s, offset, w| four_by_one(s, offset, w)),
+            Shape::TwoByTwo(Format::One) => {
+                steps::<2>(&block, beside, |s, offset, w| two_by_two(s, offset, w))
+            }
+            Shape::TwoByTwo(Format::Two) => {
+                steps::<4>(&block, beside, |s, offset, w| two_by_two_of_two(s, offset, w))
+            }
+        }
+    }
+    // SAFETY: writes four tiles of at most 1 KB, which is the size of `sums`.
+    unsafe {
+        asm!(
             "tilestored [{sums} + {line}*1], tmm0",
             "tilestored [{sums} + {line}*1 + 1024], tmm1",
             "tilestored [{sums} + {line}*1 + 2048], tmm2",
             "tilestored [{sums} + {line}*1 + 3072], tmm3",
-            segment = inout(reg) segments.start => _,
-            end = in(reg) segments.end,
-            weights = inout(reg) $weights.as_ptr() => _,
-            sums = in(reg) $sums.0.as_mut_ptr(),
+            sums = in(reg) block.sums.0.as_mut_ptr(),
             line = in(reg) 64usize,
-            next = out(reg) _,
-            last = out(reg) _,
-            stride = out(reg) _,
-            offset = out(reg) _,
-            x = out(reg) _,
-            y = out(reg) _,
-            size = const size_of::<Segment>(),
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
+            options(nostack, preserves_flags),
         )
-    }};
+    }
 }
 
-/// The inner loop of a convolution in [`Format::One`].
+/// Runs `step` with so many tiles of weights, and then `beside`, for all steps.
 ///
 /// # Safety
-/// As [`super::block`].
-unsafe fn block_of_one(segments: &[Segment], weights: &[Tile], sums: &mut Sums) {
-    // SAFETY: reads up to 16 rows of 64 bytes at every offset from four bases, and a tile of weights per step, valid by the caller's
-    // promise; writes four tiles of at most 1 KB, which is the size of `sums`.
+/// As [`Block::run`].
+#[inline(always)]
+unsafe fn steps<const TILES: usize>(
+    block: &Block<'_>,
+    mut beside: impl FnMut(),
+    step: impl Fn(&Segment, isize, *const Tile),
+) {
+    let mut weights = block.weights.as_ptr();
+    for segment in block.segments {
+        // SAFETY: a table of offsets by the caller's promise.
+        for &offset in unsafe { segment.offsets() } {
+            step(segment, offset, weights);
+            weights = weights.wrapping_add(TILES);
+            beside();
+        }
+    }
+}
+
+/// Instructions of a K step, which read a [`Segment`]: the first voxels of the tiles, without the step's offset, are at `{segment} + 32`,
+/// `+ 40` and so on, the way to a low term at `{segment} + 24`.
+macro_rules! step {
+    ($segment:ident, $offset:ident, $weights:ident, $($instruction:literal),* $(,)?) => {
+        asm!(
+            "mov {stride}, [{segment} + 16]",
+            $($instruction,)*
+            segment = in(reg) $segment,
+            offset = in(reg) $offset,
+            weights = in(reg) $weights,
+            line = in(reg) 64usize,
+            stride = out(reg) _,
+            x = out(reg) _,
+            y = out(reg) _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, readonly),
+        )
+    };
+}
+
+/// # Safety
+/// There are 16 rows of 64 bytes, the segment's stride apart, at the offset from each of its bases, and one tile of weights.
+#[inline(always)]
+unsafe fn four_by_one(segment: &Segment, offset: isize, weights: *const Tile) {
+    // SAFETY: reads what the caller has.
     unsafe {
-        over_steps!(
-            segments,
+        step!(
+            segment,
+            offset,
             weights,
-            sums,
             "tileloadd tmm4, [{weights} + {line}*1]",
             "mov {x}, [{segment} + 32]",
             "add {x}, {offset}",
@@ -140,24 +177,48 @@ unsafe fn block_of_one(segments: &[Segment], weights: &[Tile], sums: &mut Sums) 
             "add {y}, {offset}",
             "tileloadd tmm7, [{y} + {stride}*1]",
             "tdpbf16ps tmm3, tmm7, tmm4",
-            "add {weights}, 1024",
         )
     }
 }
 
-/// The inner loop of a convolution in [`Format::Two`]: low voxels by high weights, high by high, high by low. Between two of them only
-/// one side is loaded anew.
+/// # Safety
+/// There are 16 rows of 64 bytes, the segment's stride apart, at the offset from its first two bases, and two tiles of weights.
+#[inline(always)]
+unsafe fn two_by_two(segment: &Segment, offset: isize, weights: *const Tile) {
+    // SAFETY: reads what the caller has.
+    unsafe {
+        step!(
+            segment,
+            offset,
+            weights,
+            "tileloadd tmm4, [{weights} + {line}*1]",
+            "mov {x}, [{segment} + 32]",
+            "add {x}, {offset}",
+            "tileloadd tmm6, [{x} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm6, tmm4",
+            "tileloadd tmm5, [{weights} + {line}*1 + 1024]",
+            "tdpbf16ps tmm1, tmm6, tmm5",
+            "mov {y}, [{segment} + 40]",
+            "add {y}, {offset}",
+            "tileloadd tmm7, [{y} + {stride}*1]",
+            "tdpbf16ps tmm2, tmm7, tmm4",
+            "tdpbf16ps tmm3, tmm7, tmm5",
+        )
+    }
+}
+
+/// Low voxels by high weights, high by high, high by low. Between two products only one side is loaded anew.
 ///
 /// # Safety
-/// As [`super::block`].
-unsafe fn block_of_two(segments: &[Segment], weights: &[Tile], sums: &mut Sums) {
-    // SAFETY: reads up to 16 rows of 64 bytes at every offset from two bases and `low` behind them, and the step's four tiles of
-    // weights, valid by the caller's promise; writes four tiles of at most 1 KB, which is the size of `sums`.
+/// As [`two_by_two`], also the segment's `low` behind there, and four tiles of weights.
+#[inline(always)]
+unsafe fn two_by_two_of_two(segment: &Segment, offset: isize, weights: *const Tile) {
+    // SAFETY: reads what the caller has.
     unsafe {
-        over_steps!(
-            segments,
+        step!(
+            segment,
+            offset,
             weights,
-            sums,
             "mov {x}, {offset}",
             "mov {y}, {offset}",
             "add {x}, [{segment} + 32]",
@@ -186,20 +247,7 @@ unsafe fn block_of_two(segments: &[Segment], weights: &[Tile], sums: &mut Sums) 
             "tdpbf16ps tmm1, tmm6, tmm5",
             "tdpbf16ps tmm2, tmm7, tmm4",
             "tdpbf16ps tmm3, tmm7, tmm5",
-            "add {weights}, 4096",
         )
-    }
-}
-
-/// # Safety
-/// As [`super::block`].
-pub(super) unsafe fn block(format: Format, segments: &[Segment], weights: &[Tile], sums: &mut Sums) {
-    assert!(segments.iter().all(|segment| segment.steps() > 0) && !segments.is_empty());
-    match format {
-        // SAFETY: what the caller promises.
-        Format::One => unsafe { block_of_one(segments, weights, sums) },
-        // SAFETY: what the caller promises.
-        Format::Two => unsafe { block_of_two(segments, weights, sums) },
     }
 }
 

@@ -68,41 +68,109 @@ pub(crate) struct Sums(pub [f32; TILES * ROWS * 16]);
 
 impl Sums {
     pub const ZERO: Self = Self([0.0; TILES * ROWS * 16]);
-}
 
-/// A register block: tiles of voxels, and how often 16 output channels. With one term a tile's weights meet as many voxels as there is
-/// room for, and those of 16 channels stay in the L1 cache; with two terms voxels and weights in registers meet more than once.
-pub(crate) fn block_shape(format: Format) -> [usize; 2] {
-    match format {
-        Format::One => [4, 1],
-        Format::Two => [2, 2],
+    /// 16 channels of a voxel in [`Shape::TwoByTwo`].
+    #[inline(always)]
+    pub fn channels(&self, tile: usize, block: usize, voxel: usize) -> &[f32; 16] {
+        &self.0.as_chunks().0[(2 * tile + block) * ROWS + voxel]
     }
 }
 
-/// Sums of products of a register block ([`block_shape`]) over all steps of `segments` (there is at least one step). In
-/// [`Format::Two`] a step is all products of voxels and weights but that of both low terms.
-///
-/// # Safety
-/// At every offset from every base, and in [`Format::Two`] `low` behind it, there are 16 readable voxels, `stride` apart, of 64 bytes.
-/// For [`Unit::Amx`] the tiles must be configured.
-///
-/// # Panics
-/// If `weights` does not hold the tiles of every step, in the order of the segments: `[term][16 output channels]`.
-pub(crate) unsafe fn block(
-    unit: Unit,
-    format: Format,
-    segments: &[Segment],
-    weights: &[Tile],
-    sums: &mut Sums,
-) {
-    let steps: usize = segments.iter().map(Segment::steps).sum();
-    assert_eq!(weights.len(), format.terms() * block_shape(format)[1] * steps, "tiles of weights");
-    match unit {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        // SAFETY: what the caller promises.
-        Unit::Amx => unsafe { amx::block(format, segments, weights, sums) },
-        // SAFETY: what the caller promises.
-        _ => unsafe { emulated_block(format, segments, weights, sums) },
+/// A register block: tiles of voxels, and how often 16 output channels. Each has four tiles of sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// Four tiles of voxels by 16 channels, one term.
+    FourByOne,
+    /// Two tiles of voxels by 32 channels: results in whole cache lines, and both terms in registers meet more than once.
+    TwoByTwo(Format),
+}
+
+impl Shape {
+    /// Tiles of voxels.
+    pub fn tiles(self) -> usize {
+        TILES / self.blocks()
+    }
+
+    /// Times 16 output channels.
+    pub fn blocks(self) -> usize {
+        match self {
+            Shape::FourByOne => 1,
+            Shape::TwoByTwo(_) => 2,
+        }
+    }
+
+    fn terms(self) -> usize {
+        match self {
+            Shape::FourByOne => 1,
+            Shape::TwoByTwo(format) => format.terms(),
+        }
+    }
+}
+
+/// The products of a register block.
+pub(crate) struct Block<'a> {
+    pub shape: Shape,
+    /// Where it reads; there is at least one step.
+    pub segments: &'a [Segment],
+    /// The tiles of every step, in the order of the segments: `[term][16 output channels]`.
+    pub weights: &'a [Tile],
+    /// Where the sums of the products go.
+    pub sums: &'a mut Sums,
+}
+
+impl Block<'_> {
+    /// K steps.
+    pub fn steps(&self) -> usize {
+        self.segments.iter().map(Segment::steps).sum()
+    }
+
+    /// Adds up the products of all steps; with two terms all but that of both low terms. `beside` runs once for every step, while the unit
+    /// multiplies.
+    ///
+    /// # Safety
+    /// At every offset from the base of every tile of voxels, and where there are two terms `low` behind it, there are 16 readable voxels,
+    /// `stride` apart, of 64 bytes. For [`Unit::Amx`] the tiles must be configured, and `beside` leaves them alone.
+    ///
+    /// # Panics
+    /// If the weights are not those of the steps.
+    #[inline(always)]
+    pub unsafe fn run(self, unit: Unit, beside: impl FnMut()) {
+        let Self { shape, segments, weights, .. } = &self;
+        let tiles = shape.terms() * shape.blocks() * self.steps();
+        assert!(weights.len() == tiles && !segments.is_empty(), "tiles of weights");
+        match unit {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            // SAFETY: what the caller promises.
+            Unit::Amx => unsafe { amx::run(self, beside) },
+            // SAFETY: what the caller promises.
+            _ => unsafe { self.emulate(beside) },
+        }
+    }
+
+    /// # Safety
+    /// As [`Block::run`].
+    unsafe fn emulate(self, mut beside: impl FnMut()) {
+        self.sums.0.fill(0.0);
+        let (blocks, terms) = (self.shape.blocks(), self.shape.terms());
+        let mut weights = self.weights.chunks_exact(terms * blocks);
+        for segment in self.segments {
+            // SAFETY: the caller's promise.
+            for (&offset, weights) in unsafe { segment.offsets() }.iter().zip(&mut weights) {
+                for (term, weight_term) in [(1, 0), (0, 0), (0, 1)] {
+                    if term.max(weight_term) == terms {
+                        continue;
+                    }
+                    for (i, sums) in self.sums.0.as_chunks_mut().0.iter_mut().enumerate() {
+                        let base = segment.bases[i / blocks];
+                        let at = base.wrapping_offset(offset).wrapping_add(term * segment.low);
+                        let weights = &weights[blocks * weight_term + i % blocks];
+                        // SAFETY: the caller's promise.
+                        unsafe { add_products(at, segment.stride, weights, sums) };
+                    }
+                }
+                beside();
+            }
+        }
     }
 }
 
@@ -118,32 +186,6 @@ impl Segment {
     unsafe fn offsets(&self) -> &[isize] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts(self.first, self.steps()) }
-    }
-}
-
-/// # Safety
-/// As [`block`].
-unsafe fn emulated_block(format: Format, segments: &[Segment], weights: &[Tile], sums: &mut Sums) {
-    sums.0.fill(0.0);
-    let blocks = block_shape(format)[1];
-    let mut weights = weights.chunks_exact(format.terms() * blocks);
-    for segment in segments {
-        // SAFETY: the caller's promise.
-        for (&offset, weights) in unsafe { segment.offsets() }.iter().zip(&mut weights) {
-            for (term, weight_term) in [(1, 0), (0, 0), (0, 1)] {
-                if term.max(weight_term) == format.terms() {
-                    continue;
-                }
-                for (i, sums) in sums.0.as_chunks_mut().0.iter_mut().enumerate() {
-                    let at =
-                        segment.bases[i / blocks].wrapping_offset(offset).wrapping_add(term * segment.low);
-                    // SAFETY: the caller's promise.
-                    unsafe {
-                        add_products(at, segment.stride, &weights[blocks * weight_term + i % blocks], sums)
-                    };
-                }
-            }
-        }
     }
 }
 

@@ -4,10 +4,10 @@ use rayon::prelude::*;
 
 use super::vectors;
 use super::window::{Bands, Part, Window};
-use crate::bf16::{Format, split};
+use crate::bf16::split;
 use crate::conv3d::correlate::{Correlation, Placement};
 use crate::shared::SharedMut;
-use crate::unit::{ROWS, Segment, Sums, TILES, Tile, Unit, block, even_rows, with_tiles};
+use crate::unit::{Block, ROWS, Segment, Shape, Sums, TILES, Tile, Unit, even_rows, with_tiles};
 
 /// Parts of a convolution, about, whatever the number of threads.
 const TASKS: usize = 32;
@@ -87,9 +87,11 @@ impl Task<'_> {
                         // Where there are not enough rows left the last is computed again.
                         segment.bases[t] = window.row(stride * (row + t).min(rows - 1), stride * column);
                     }
+                    let segments = &[segment];
+                    let block = Block { shape: Shape::FourByOne, segments, weights, sums: &mut sums };
                     // SAFETY: a window holds every tap of every output of its part and of the places with which the last
                     // tile of a row is filled up. `run` has configured the tiles.
-                    unsafe { block(self.unit, Format::One, &[segment], weights, &mut sums) };
+                    unsafe { block.run(self.unit, || ()) };
                     for (i, sums) in (row..rows.min(row + TILES)).zip(sums.0.as_chunks_mut().0) {
                         self.store(sums, 16 * channels, [z, self.part.rows.start + i, column]);
                     }
