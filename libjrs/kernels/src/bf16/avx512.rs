@@ -81,21 +81,51 @@ pub(super) unsafe fn displacements_beside(
     u: &mut [&mut [f32]; 3],
 ) {
     let (first, second) = (Activate::new(activation, 0), Activate::new(activation, 16));
-    let weights = [load(&head.weight[0]), load(&head.weight[1]), load(&head.weight[2])];
-    let mut head_of = |value: __m512, at: usize| {
-        for (c, u) in u.iter_mut().enumerate() {
-            u[at] = head.bias[c] + _mm512_reduce_add_ps(_mm512_mul_ps(weights[c], value));
-        }
-    };
+    let [x, y, z] = &head.weight;
+    let weights = [load(x), load(y), load(z)];
+    let room = place.columns.saturating_sub(1) * place.stride + 2;
+    let [x, y, z] = u;
+    let rows = |u: &mut [f32]| place.starts.map(|start| u[start..][..room].as_mut_ptr());
+    let rows = [rows(x), rows(y), rows(z)];
     let store = |i: usize| {
-        for tile in 0..place.rows {
-            let at = place.starts[tile] + i * place.stride;
-            head_of(first.apply(sums.channels(tile, 0, i)), at);
-            head_of(second.apply(sums.channels(tile, 1, i)), at + 1);
+        // Two voxels of a row, and of the one below.
+        let a = first.apply(sums.channels(0, 0, i));
+        let b = second.apply(sums.channels(0, 1, i));
+        let c = first.apply(sums.channels(1, 0, i));
+        let d = second.apply(sums.channels(1, 1, i));
+        for k in 0..3 {
+            let w = weights[k];
+            let products =
+                [_mm512_mul_ps(a, w), _mm512_mul_ps(b, w), _mm512_mul_ps(c, w), _mm512_mul_ps(d, w)];
+            let dots = _mm_add_ps(_mm_set1_ps(head.bias[k]), sum_each(products));
+            let at = i * place.stride;
+            // SAFETY: there is room for two values at every column of a row. Where there is one row, the second's place is the same, and
+            // it is stored first.
+            unsafe {
+                _mm_storeh_pd(rows[k][1].add(at).cast(), _mm_castps_pd(dots));
+                _mm_storel_pd(rows[k][0].add(at).cast(), _mm_castps_pd(dots));
+            }
         }
     };
     // SAFETY: the caller's promise.
     unsafe { beside(Unit::Amx, block, place.columns, store) };
+}
+
+/// The sum of each vector.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sum_each([a, b, c, d]: [__m512; 4]) -> __m128 {
+    let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    // Pairs a b a b and c d c d, in four lanes.
+    let [ab, cd] = [_mm512_castps_pd(ab), _mm512_castps_pd(cd)];
+    let [low, high] = [_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd)];
+    let lanes = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    let halves = _mm256_add_ps(
+        _mm512_castps512_ps256(lanes),
+        _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(lanes))),
+    );
+    _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves))
 }
 
 /// [`Activation`] for 16 channels.
