@@ -330,7 +330,8 @@ fn upsampled_in(format: Format, steps: [usize; 2]) {
 
 #[test]
 fn the_head_sees_unrounded_values() {
-    let input = Volume::random(16, [3, 6, 22], 8, 1);
+    // Five rows: the last register block has one.
+    let input = Volume::random(16, [3, 7, 22], 8, 1);
     let weight = random(16 * 16 * 27, 2);
     let at = |co: usize, ci: usize, [z, y, x]: [usize; 3]| weight[(co * 16 + ci) * 27 + z * 9 + y * 3 + x];
     let taps = Taps { channels: 32, kernel: [3, 3, 2], format: Format::One };
@@ -346,13 +347,13 @@ fn the_head_sees_unrounded_values() {
     let pool = Pool::new();
     let planes = input.planes(&pool, Format::One);
     for unit in units() {
-        let mut u = [(); 3].map(|_| vec![f32::NAN; 4 * 20]);
+        let mut u = [(); 3].map(|_| vec![f32::NAN; 5 * 20]);
         let [x, y, z] = &mut u;
         let view = View { planes: planes.iter().collect(), group: 2, origin: [0; 2], step: [1; 2] };
         let parts = vec![Part { filter: &filter, inputs: vec![view] }];
-        let output = Output::Displacement { head: &head, edges: [4, 20], u: [x, y, z] };
+        let output = Output::Displacement { head: &head, edges: [5, 20], u: [x, y, z] };
         convolve(unit, &a, &mut [Job { parts, lattices: [1, 1], group: 2, output }]);
-        for (i, y, x) in (0..4 * 20).map(|i| (i, i / 20, i % 20)) {
+        for (i, y, x) in (0..5 * 20).map(|i| (i, i / 20, i % 20)) {
             let active: Vec<f64> = (0..16)
                 .map(|co| {
                     let taps = (0..16 * 27).map(|j| (j / 27, [j / 9 % 3, j / 3 % 3, j % 3]));
